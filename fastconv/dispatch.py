@@ -1,0 +1,313 @@
+"""The choice: one table of operation x algorithm x backend, and a pure function that picks from it.
+
+:func:`select` looks at the geometry, the dtype and the settings, never at the data nor at the number of threads (the same
+input gives the same bits with any of them). What it finds is a :class:`Plan`, which tells why it was found.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+
+from . import im2col_gemm, memory
+from . import options as _options
+from .backends import Backend, Budget, CythonBackend, NumpyBackend
+from .geometry import Conv2dGeometry, conv2d_geometry
+from .options import Settings
+
+OPERATIONS = ("forward", "backward_data", "backward_weight")
+ALGORITHMS = ("direct", "im2col", "implicit_gemm", "winograd")
+
+#: The backends that have kernels. Poolings and lowerings have one algorithm each: they are called on these directly.
+BACKENDS: dict[str, Backend] = {"cython": CythonBackend(), "numpy": NumpyBackend()}
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """One entry of the table.
+
+    Attributes
+    ----------
+    run : callable
+        Forward ``(x, weight, bias, relu, geometry, out, budget)``; backward data ``(dout, weight, geometry, out,
+        budget)``; backward weight ``(dout, x, geometry, out, budget)``.
+    unsupported : callable
+        ``(geometry, dtype) -> str or None``: why it cannot run this.
+    nbytes : callable
+        ``(geometry, dtype, threads, limit) -> int``: bytes of scratch, if possible within limit.
+    """
+
+    operation: str
+    algorithm: str
+    backend: str
+    run: Callable[..., None]
+    unsupported: Callable[[Conv2dGeometry, np.dtype], str | None]
+    nbytes: Callable[[Conv2dGeometry, np.dtype, int, int | None], int]
+
+
+TABLE: dict[tuple[str, str, str], Kernel] = {}
+
+
+def _register(kernel: Kernel) -> None:
+    TABLE[kernel.operation, kernel.algorithm, kernel.backend] = kernel
+
+
+def _register_backend(backend: Backend) -> None:
+    def direct_bytes(operation: str) -> Callable[[Conv2dGeometry, np.dtype, int, int | None], int]:
+        def nbytes(geometry: Conv2dGeometry, dtype: np.dtype, threads: int, limit: int | None) -> int:
+            return backend.direct_bytes(operation, geometry, dtype, threads)
+        return nbytes
+
+    def im2col_bytes(operation: str) -> Callable[[Conv2dGeometry, np.dtype, int, int | None], int]:
+        def nbytes(geometry: Conv2dGeometry, dtype: np.dtype, threads: int, limit: int | None) -> int:
+            return im2col_gemm.workspace(operation, geometry, dtype, limit)
+        return nbytes
+
+    def with_backend(function: Callable[..., None]) -> Callable[..., None]:
+        def run(*arguments: Any) -> None:
+            function(backend, *arguments)
+        return run
+
+    for operation in OPERATIONS:
+        _register(Kernel(operation, "direct", backend.name, getattr(backend, f"direct_{operation}"),
+                         lambda geometry, dtype: backend.supports(dtype), direct_bytes(operation)))
+        _register(Kernel(operation, "im2col", backend.name, with_backend(getattr(im2col_gemm, operation)),
+                         lambda geometry, dtype: None, im2col_bytes(operation)))
+
+
+for _backend in BACKENDS.values():
+    _register_backend(_backend)
+
+
+def algorithms(operation: str, backend: str) -> tuple[str, ...]:
+    """The algorithms that a backend has for an operation, in the order in which ``auto`` prefers them."""
+    return tuple(name for name in ALGORITHMS if (operation, name, backend) in TABLE)
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """An algorithm that a plan considered.
+
+    Attributes
+    ----------
+    algorithm : str
+    workspace_bytes : int
+        Scratch that it would use.
+    reason : str
+        Why it was or was not taken.
+    """
+
+    algorithm: str
+    workspace_bytes: int
+    reason: str
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What :func:`plan_conv2d` found.
+
+    Attributes
+    ----------
+    algorithm, backend : str
+    isa : str or None
+        Instruction set of the compiled kernels.
+    flops : int
+        Floating-point operations of the definition (a multiplication and an addition count as two); an algorithm may
+        need fewer.
+    workspace_bytes : int
+        Scratch memory of one call.
+    output_shape : tuple of int
+    candidates : tuple of Candidate
+        Every algorithm of this backend that can run this, with the reason why it was or was not taken.
+    """
+
+    algorithm: str
+    backend: str
+    isa: str | None
+    flops: int
+    workspace_bytes: int
+    output_shape: tuple[int, ...]
+    candidates: tuple[Candidate, ...]
+    _kernel: Kernel = field(repr=False, compare=False)
+    _geometry: Conv2dGeometry = field(repr=False)
+    _budget: Budget = field(repr=False)
+
+    def run(self, *arguments: Any) -> None:
+        """Run the kernel on checked arrays: the operation's two inputs (and bias and relu), then ``out``."""
+        *inputs, out = arguments
+        memory.check_bytes(f"algorithm {self.algorithm!r}", self.workspace_bytes)
+        self._kernel.run(*inputs, self._geometry, out, self._budget)
+
+
+def check_algorithm(algorithm: Any) -> str:
+    """Return `algorithm`, or raise TypeError or ValueError where it is no algorithm's name."""
+    if not isinstance(algorithm, str):
+        raise TypeError(f"algorithm must be a string, got {algorithm!r}")
+    if algorithm != "auto" and algorithm not in ALGORITHMS:
+        raise ValueError(f"algorithm must be 'auto' or one of {', '.join(map(repr, ALGORITHMS))}, got {algorithm!r}")
+    return algorithm
+
+
+def _operation_result(operation: str, geometry: Conv2dGeometry) -> tuple[int, ...]:
+    return {"forward": geometry.output_shape, "backward_data": geometry.input_shape,
+            "backward_weight": geometry.weight_shape}[operation]
+
+
+def select(operation: str, geometry: Conv2dGeometry, dtype: np.dtype, settings: Settings, algorithm: str = "auto",
+           threads: int = 1, isa: str | None = None) -> Plan:
+    """Choose an algorithm. A pure function.
+
+    Parameters
+    ----------
+    operation : {"forward", "backward_data", "backward_weight"}
+    geometry : Conv2dGeometry
+    dtype : numpy.dtype
+        What is computed in.
+    settings : Settings
+        With `backend` and `accuracy` filled in.
+    algorithm : str
+        ``"auto"`` or the one that is forced.
+    threads : int
+        For the scratch that the plan reports, and how many threads share the limit; the choice does not depend on it.
+    isa : str, optional
+        For the report.
+
+    Raises
+    ------
+    NotImplementedError
+        Where the forced algorithm cannot do this, or does not exist on the backend.
+    MemoryError
+        Where the scratch exceeds the settings' workspace limit.
+    ValueError
+        Where Winograd is forced under ``accuracy="strict"``.
+    """
+    backend, limit = str(settings.backend), settings.workspace_limit
+    if algorithm == "winograd" and settings.accuracy == "strict":
+        raise ValueError("algorithm must not be 'winograd' with accuracy='strict', which never uses it")
+    if algorithm != "auto" and (operation, algorithm, backend) not in TABLE:
+        raise NotImplementedError(f"algorithm {algorithm!r} does not exist for {operation} on backend {backend!r}; "
+                                  f"there are {', '.join(map(repr, algorithms(operation, backend)))}")
+    candidates: list[Candidate] = []
+    chosen: Kernel | None = None
+    smallest: tuple[int, str] | None = None
+    for name in algorithms(operation, backend):
+        kernel = TABLE[operation, name, backend]
+        why_not = kernel.unsupported(geometry, dtype)
+        if why_not is not None:
+            if name == algorithm:
+                raise NotImplementedError(f"algorithm {name!r} on backend {backend!r} cannot do this: {why_not}")
+            continue
+        least = kernel.nbytes(geometry, dtype, 1, limit)
+        if limit is not None and least > limit:
+            reason = f"needs {least:,} bytes of workspace, over the workspace_limit of {limit:,}"
+            if smallest is None or least < smallest[0]:
+                smallest = least, name
+            if name == algorithm:
+                memory.check_bytes(f"algorithm {name!r}", least, limit)
+        elif algorithm not in ("auto", name):
+            reason = f"not asked for: algorithm={algorithm!r}"
+        elif chosen is not None:
+            reason = f"{chosen.algorithm} is preferred: it needs less memory and makes no column matrix"
+        else:
+            chosen = kernel
+            reason = "asked for" if name == algorithm else _why(name, dtype)
+        candidates.append(Candidate(name, kernel.nbytes(geometry, dtype, threads, limit), reason))
+    if chosen is None:
+        assert smallest is not None and limit is not None  # im2col supports every dtype
+        memory.check_bytes(f"every algorithm, the smallest being {smallest[1]!r},", smallest[0], limit)
+        raise AssertionError("unreachable")
+    while threads > 1 and limit is not None and chosen.nbytes(geometry, dtype, threads, limit) > limit:
+        threads -= 1  # scratch is per thread: fewer of them share the limit
+    nbytes = chosen.nbytes(geometry, dtype, threads, limit)
+    return Plan(chosen.algorithm, backend, isa, geometry.flops, nbytes, _operation_result(operation, geometry),
+                tuple(candidates), chosen, geometry, Budget(threads, nbytes))
+
+
+def _why(name: str, dtype: np.dtype) -> str:
+    if name == "direct":
+        return "no column matrix: the micro-kernel reads a padded copy of a few rows"
+    return f"the only one for {dtype}"
+
+
+_select = lru_cache(maxsize=4096)(select)
+
+
+def plan(operation: str, geometry: Conv2dGeometry, dtype: np.dtype, algorithm: str) -> Plan:
+    """The plan for a call made now in this thread. Plans are kept by all that they depend on."""
+    settings = _options.current()
+    isa = None
+    if settings.backend == "cython":
+        from . import native
+
+        isa = native.isa
+    elif settings.backend not in BACKENDS:
+        raise NotImplementedError(f"backend {settings.backend!r} has no kernels yet; there are "
+                                  f"{', '.join(map(repr, BACKENDS))}")
+    return _select(operation, geometry, dtype, settings, algorithm, _options.effective_threads(settings), isa)
+
+
+def backend() -> Backend:
+    """The backend in force in this thread, for the operations that have one algorithm."""
+    name = str(_options.current().backend)
+    if name not in BACKENDS:
+        raise NotImplementedError(f"backend {name!r} has no kernels yet; there are {', '.join(map(repr, BACKENDS))}")
+    return BACKENDS[name]
+
+
+def threads() -> int:
+    """Threads that a call made now in this thread uses."""
+    return _options.effective_threads(_options.current())
+
+
+def compute_dtype(dtype: np.dtype) -> np.dtype:
+    """What a result of `dtype` is computed in: float16 in float32 (rule 9), anything else in itself."""
+    dtype = dtype.newbyteorder("=")
+    return np.dtype(np.float32) if dtype == np.float16 else dtype
+
+
+def plan_conv2d(x_shape: Any, weight_shape: Any, stride: Any = 1, padding: Any = 0, dilation: Any = 1, groups: Any = 1,
+                *, dtype: Any = "float32", direction: str = "forward", algorithm: str = "auto") -> Plan:
+    """What a convolution would do, without doing it.
+
+    Parameters
+    ----------
+    x_shape : tuple of int
+        ``(N, C, H, W)``, or ``(C, H, W)`` for a batch of one.
+    weight_shape : tuple of int
+        ``(K, C/groups, KH, KW)``
+    stride, padding, dilation, groups
+        As in :func:`conv2d`.
+    dtype : dtype
+        Of the arrays.
+    direction : {"forward", "backward_data", "backward_weight"}
+        Which of the three operations.
+    algorithm : str
+        As in :func:`conv2d`.
+
+    Returns
+    -------
+    Plan
+        Frozen, with ``.algorithm``, ``.backend``, ``.isa``, ``.flops``, ``.workspace_bytes`` (bytes), ``.output_shape``
+        and ``.candidates``.
+
+    Raises
+    ------
+    ValueError, TypeError, NotImplementedError, MemoryError
+        What the call itself would raise.
+
+    Examples
+    --------
+    >>> import fastconv
+    >>> fastconv.plan_conv2d((8, 64, 56, 56), (64, 64, 3, 3), padding=1).output_shape
+    (8, 64, 56, 56)
+    """
+    if direction not in OPERATIONS:
+        raise ValueError(f"direction must be one of {', '.join(map(repr, OPERATIONS))}, got {direction!r}")
+    geometry = conv2d_geometry(x_shape, weight_shape, stride, padding, dilation, groups, x_name="x",
+                               weight_name="weight")
+    found = plan(direction, geometry, compute_dtype(np.dtype(dtype)), check_algorithm(algorithm))
+    return found

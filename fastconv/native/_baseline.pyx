@@ -1,0 +1,6 @@
+"""The Cython kernels, compiled for the instruction set that setup.py's table names "baseline"."""
+
+include "common.pxi"
+include "im2col.pxi"
+include "direct.pxi"
+include "pooling.pxi"

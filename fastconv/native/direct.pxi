@@ -1,0 +1,683 @@
+# Direct convolution: no column matrix, one padded copy of a few rows of the image at a time.
+#
+# The idea ("shifted flat rows"). Copy a band of the image into rows of one fixed length L that include the padding, and
+# look at it as one flat array. Then a tap (kh, kw) of the filter sees, for ALL output pixels of the band, the same flat
+# array shifted by kh*L + kw. So a tile of the output is
+#
+#     c[i][p] = sum over r of a[i][r] * flat[offset[r] + p]        (MR, R) @ (R, NR) -> (MR, NR)
+#
+# with r = (channel, kh, kw), a the weights as they lie in memory and offset a small table: a matrix product whose right
+# hand side is never built. Between two rows p passes over L - OW positions that are no output pixels; what is computed
+# there is thrown away, and costs (L - OW)/L.
+#
+# Stride s: the copy is split by phase, one plane for each residue of a tap modulo s, so that every tap is a shift again.
+# Dilation is only another table.
+# Backward data is the same product on the output gradient: the input pixels of one parity class (their padded row and
+# column modulo the stride) see only the taps of that class, at stride 1. So there are sh*sw classes, each with its own
+# weights, table and pixels (spread by the stride when they are stored), and never a scatter.
+# Backward weight needs the sum over pixels, along which both dout and the flat image are contiguous: an inner-product
+# tile (fc_inner) on the same flat copies, with dout copied to rows of length L with zeros behind OW.
+#
+# Blocking. A band is as many rows as keep the flat copy in L2. The sum over r is cut into chunks of about REDUCTION, whose
+# results are added up in the output tile: that keeps the error of float32 at the level of a blocked sum (Higham, Accuracy
+# and Stability of Numerical Algorithms, 2nd ed., section 4.2). Tiles are outermost and channels inside: a tile's part of
+# the flat copy (L1/L2) is used by all output channels, and the weights stream past it at 2 bytes a cycle.
+#
+# Threads take (image, group, band, block of output channels), backward weight (group, block of K, block of C). No two of
+# them write one element, and no sum depends on how they are dealt out: the same bits for any number of threads.
+# On many cores: images and bands come first (nothing is shared but the weights, which every core reads and none writes);
+# output channels are split only where there are fewer bands than threads, and then each thread makes its own copy of the
+# band, because that is less than the wait for another to make it. Output pages are first touched by the thread that
+# computes them.
+
+cdef extern from "simd.h" nogil:
+    enum: FC_TILE_ROWS
+    enum: FC_TILE_VECTORS
+    enum: FC_VECTOR_BYTES
+    enum: FC_ACCUMULATE
+    enum: FC_RELU
+    ctypedef void (*correlate_f32)(const float*, ptrdiff_t, const float*, const ptrdiff_t*, ptrdiff_t, float*, ptrdiff_t,
+                                   const float*, int) noexcept nogil
+    ctypedef void (*correlate_f64)(const double*, ptrdiff_t, const double*, const ptrdiff_t*, ptrdiff_t, double*,
+                                   ptrdiff_t, const double*, int) noexcept nogil
+    ctypedef void (*inner_f32)(const float*, ptrdiff_t, const float*, const ptrdiff_t*, ptrdiff_t, ptrdiff_t, ptrdiff_t,
+                               ptrdiff_t, float*, ptrdiff_t) noexcept nogil
+    ctypedef void (*inner_f64)(const double*, ptrdiff_t, const double*, const ptrdiff_t*, ptrdiff_t, ptrdiff_t, ptrdiff_t,
+                               ptrdiff_t, double*, ptrdiff_t) noexcept nogil
+    correlate_f32 fc_correlate_table_f32[4][6]
+    correlate_f64 fc_correlate_table_f64[4][6]
+    inner_f32 fc_inner_table_f32[4][6]
+    inner_f64 fc_inner_table_f64[4][6]
+    int fc_all_finite_f32(const float*, ptrdiff_t)
+    int fc_all_finite_f64(const double*, ptrdiff_t)
+
+cdef enum:
+    BAND_BYTES = 393216   # of a band's flat copy: with the weights that stream past, it fits an L2 of 1 MB
+    REDUCTION = 256       # terms that are added up in a register before they go to the output tile
+    CHUNK_PIXELS = 2048   # backward weight: pixels of one chunk, whose sum stays in registers
+    BLOCK_ROWS = 126      # backward weight: the most output channels of one item,
+    BLOCK_CHANNELS = 128  # and the most input channels
+
+
+# --- the flat copy --------------------------------------------------------------------------------------------------
+
+# How a band of source rows is laid out. Row y, column x of the band that starts at position q0, in phase slot (a, b), is
+# the source's row (q0 + y)*step_h + phase_h[a] + base_h and column x*step_w + phase_w[b] + base_w.
+cdef struct Flat:
+    Py_ssize_t h, w                  # source plane
+    Py_ssize_t step_h, step_w, base_h, base_w
+    Py_ssize_t slots_h, slots_w
+    Py_ssize_t* phase_h
+    Py_ssize_t* phase_w
+    Py_ssize_t length                # L, the row length
+    Py_ssize_t halo                  # rows of a band beyond its positions
+    Py_ssize_t band                  # positions (rows of output) in a full band
+    Py_ssize_t plane                 # elements of one slot's plane in a full band
+    Py_ssize_t first, last           # positions run over [first, last)
+
+
+cdef void fill_flat(const Flat* f, real* to, const real* source, Py_ssize_t channels, Py_ssize_t position,
+                    Py_ssize_t rows) noexcept nogil:
+    """Copy `rows` + halo rows of each of `channels` source planes, from `position` on."""
+    cdef Py_ssize_t c, a, b, y, row
+    cdef real* at
+    for c in range(channels):
+        for a in range(f.slots_h):
+            for b in range(f.slots_w):
+                at = to + ((c * f.slots_h + a) * f.slots_w + b) * f.plane
+                for y in range(rows + f.halo):
+                    row = (position + y) * f.step_h + f.phase_h[a] + f.base_h
+                    if row < 0 or row >= f.h:
+                        memset(at, 0, f.length * sizeof(real))
+                    else:
+                        copy_row(at, f.length, source + (c * f.h + row) * f.w, f.w, f.phase_w[b] + f.base_w, f.step_w)
+                    at += f.length
+
+
+cdef Py_ssize_t residues(Py_ssize_t kernel, Py_ssize_t dilation, Py_ssize_t stride, Py_ssize_t* phase,
+                         Py_ssize_t* slot) noexcept nogil:
+    """The distinct residues of the taps k*dilation modulo stride: their values, each tap's slot, and their number."""
+    cdef Py_ssize_t k, s, count = 0, residue
+    for k in range(kernel):
+        residue = k * dilation % stride
+        for s in range(count):
+            if phase[s] == residue:
+                break
+        else:
+            s = count
+            phase[count] = residue
+            count += 1
+        slot[k] = s
+    return count
+
+
+cdef void choose_band(Flat* f, Py_ssize_t channels, Py_ssize_t itemsize, Py_ssize_t budget) noexcept nogil:
+    """As many positions in a band as fit the budget, and bands of even height."""
+    cdef Py_ssize_t positions = most(f.last - f.first, 1)
+    cdef Py_ssize_t row = channels * f.slots_h * f.slots_w * f.length * itemsize
+    cdef Py_ssize_t band = least(most(budget // most(row, 1) - f.halo, 1), positions)
+    f.band = ceil_div(positions, ceil_div(positions, band))
+    f.plane = (f.band + f.halo) * f.length
+
+
+# --- forward and backward data: correlation of a flat copy ------------------------------------------------------------
+
+# The output pixels that see one set of taps. Position (q, j) is the output's row q*step_h + start_h and column
+# j*step_w + start_w, for q in [first_h, last_h) and j in [first_w, last_w).
+cdef struct TapClass:
+    Py_ssize_t terms                 # R, terms of the sum
+    Py_ssize_t weights               # where the class's weights of one group start, in elements
+    Py_ssize_t table                 # where its offsets start
+    Py_ssize_t start_h, step_h, first_h, last_h
+    Py_ssize_t start_w, step_w, first_w, last_w
+
+cdef struct Correlation:
+    Flat flat
+    Py_ssize_t batch, groups
+    Py_ssize_t sources               # planes of the source in one group
+    Py_ssize_t rows                  # M, planes of the output in one group
+    Py_ssize_t out_h, out_w
+    Py_ssize_t base_j                # j of the flat copy's first column
+    Py_ssize_t classes
+    TapClass* taps
+    ptrdiff_t* offset
+    Py_ssize_t group_weights         # elements of one group's weights
+    Py_ssize_t blocks                # blocks of output planes that are dealt out separately
+    Py_ssize_t bands
+    Py_ssize_t thread_bytes          # scratch of each thread
+    Py_ssize_t flat_bytes
+
+
+cdef void correlate_tile(const real* a, Py_ssize_t lda, const real* b, const ptrdiff_t* offset, Py_ssize_t terms,
+                         Py_ssize_t rows, Py_ssize_t vectors, real* c, Py_ssize_t ldc, const real* bias,
+                         bint relu) noexcept nogil:
+    """One output tile over all terms, in chunks of about REDUCTION."""
+    cdef Py_ssize_t chunks = most((terms + REDUCTION // 2) // REDUCTION, 1)
+    cdef Py_ssize_t i, start = 0, stop
+    cdef int flags
+    cdef const real* last_bias
+    for i in range(chunks):
+        stop = terms * (i + 1) // chunks
+        flags = FC_ACCUMULATE if i > 0 else 0
+        last_bias = NULL
+        if i == chunks - 1:
+            last_bias = bias
+            if relu:
+                flags |= FC_RELU
+        if real is float:
+            fc_correlate_table_f32[vectors - 1][rows - 1](a + start, lda, b, offset + start, stop - start, c, ldc,
+                                                          last_bias, flags)
+        else:
+            fc_correlate_table_f64[vectors - 1][rows - 1](a + start, lda, b, offset + start, stop - start, c, ldc,
+                                                          last_bias, flags)
+        start = stop
+
+
+cdef void correlate_item(const Correlation* job, Py_ssize_t item, const real* source, const real* weights,
+                         const real* bias, bint relu, real* out, char* scratch) noexcept nogil:
+    """One (image, group, band, block of output planes)."""
+    cdef const Flat* f = &job.flat
+    cdef Py_ssize_t lanes = FC_VECTOR_BYTES // sizeof(real)
+    cdef Py_ssize_t block = item % job.blocks
+    cdef Py_ssize_t band = item // job.blocks % job.bands
+    cdef Py_ssize_t group = item // (job.blocks * job.bands) % job.groups
+    cdef Py_ssize_t image = item // (job.blocks * job.bands * job.groups)
+    cdef Py_ssize_t q0 = f.first + band * f.band
+    cdef Py_ssize_t q1 = least(q0 + f.band, f.last)
+    cdef real* flat = <real*> scratch
+    cdef real* tile = <real*> (scratch + job.flat_bytes)
+    cdef Py_ssize_t all_tiles = ceil_div(job.rows, FC_TILE_ROWS)
+    cdef Py_ssize_t m_tile, m_first = all_tiles * block // job.blocks, m_last = all_tiles * (block + 1) // job.blocks
+    cdef Py_ssize_t t, m, rows, p, end, vectors, q, j, run, done, i, x, plane = job.out_h * job.out_w
+    cdef const TapClass* taps
+    cdef const real* a
+    cdef real* to
+    cdef real* at
+
+    source += (image * job.groups + group) * job.sources * f.h * f.w
+    out += (image * job.groups + group) * job.rows * plane
+    weights += group * job.group_weights
+    if bias != NULL:
+        bias += group * job.rows
+    fill_flat(f, flat, source, job.sources, q0, q1 - q0)
+
+    for t in range(job.classes):
+        taps = &job.taps[t]
+        if most(q0, taps.first_h) >= least(q1, taps.last_h):
+            continue
+        p = (most(q0, taps.first_h) - q0) * f.length + taps.first_w - job.base_j
+        end = (least(q1, taps.last_h) - 1 - q0) * f.length + taps.last_w - job.base_j
+        while p < end:
+            vectors = least(ceil_div(end - p, lanes), FC_TILE_VECTORS)
+            q = q0 + p // f.length
+            j = p % f.length + job.base_j
+            for m_tile in range(m_first, m_last):
+                m = job.rows * m_tile // all_tiles
+                rows = job.rows * (m_tile + 1) // all_tiles - m
+                a = weights + taps.weights + m * taps.terms
+                if taps.step_w == 1 and j >= taps.first_w and j + vectors * lanes <= taps.last_w:
+                    # the whole tile is one run of output pixels: it goes there from the registers
+                    to = out + m * plane + (q * taps.step_h + taps.start_h) * job.out_w + j + taps.start_w
+                    correlate_tile(a, taps.terms, flat + p, job.offset + taps.table, taps.terms, rows, vectors, to,
+                                   plane, bias + m if bias != NULL else NULL, relu)
+                    continue
+                correlate_tile(a, taps.terms, flat + p, job.offset + taps.table, taps.terms, rows, vectors, tile,
+                               FC_TILE_VECTORS * lanes, bias + m if bias != NULL else NULL, relu)
+                done = 0
+                while done < least(vectors * lanes, end - p):
+                    # the runs of output pixels that the tile crosses
+                    q = q0 + (p + done) // f.length
+                    x = (p + done) % f.length + job.base_j
+                    if x < taps.first_w:
+                        done += taps.first_w - x
+                        continue
+                    if x >= taps.last_w:
+                        done += f.length - (x - job.base_j)
+                        continue
+                    run = least(taps.last_w - x, least(vectors * lanes, end - p) - done)
+                    for i in range(rows):
+                        at = tile + i * FC_TILE_VECTORS * lanes + done
+                        to = (out + (m + i) * plane + (q * taps.step_h + taps.start_h) * job.out_w
+                              + x * taps.step_w + taps.start_w)
+                        store_run(to, taps.step_w, at, run)
+                    done += run
+                q = q0 + p // f.length
+            p += vectors * lanes
+
+
+cdef inline void store_run(real* to, Py_ssize_t step, const real* run, Py_ssize_t count) noexcept nogil:
+    cdef Py_ssize_t i
+    if step == 1:
+        for i in range(count):
+            to[i] = run[i]
+    else:
+        for i in range(count):
+            to[i * step] = run[i]
+
+
+cdef void finish_correlation(Correlation* job, Py_ssize_t itemsize, Py_ssize_t threads) noexcept nogil:
+    """Fill in what follows from the flat layout: bands, blocks, scratch."""
+    cdef Flat* f = &job.flat
+    cdef Py_ssize_t items, tiles = ceil_div(job.rows, FC_TILE_ROWS)
+    choose_band(f, job.sources, itemsize, BAND_BYTES)
+    job.bands = ceil_div(f.last - f.first, f.band)
+    items = most(job.batch * job.groups * job.bands, 1)
+    # An output is computed the same way in whatever block it lies, so the number of threads may be looked at here.
+    job.blocks = 1 if items >= 4 * threads or threads == 1 else least(tiles, ceil_div(4 * threads, items))
+    # A tile at the end of the last plane reads up to one tile beyond it.
+    job.flat_bytes = aligned((job.sources * f.slots_h * f.slots_w * f.plane) * itemsize
+                             + FC_TILE_VECTORS * FC_VECTOR_BYTES)
+    job.thread_bytes = job.flat_bytes + aligned(FC_TILE_ROWS * FC_TILE_VECTORS * FC_VECTOR_BYTES)
+
+
+cdef Py_ssize_t forward_tables(const Window* v) noexcept nogil:
+    """Bytes of the tables of a forward correlation."""
+    return aligned((v.c // v.groups * v.kh * v.kw + 2 * (v.kh + v.kw)) * sizeof(Py_ssize_t) + sizeof(TapClass))
+
+
+cdef void plan_forward(Correlation* job, const Window* v, Py_ssize_t itemsize, Py_ssize_t threads,
+                       char* tables) noexcept nogil:
+    """The correlation that is the convolution itself. With tables == NULL only the sizes are filled in."""
+    cdef Flat* f = &job.flat
+    cdef Py_ssize_t c, i, j
+    cdef Py_ssize_t* slot_h
+    cdef Py_ssize_t* slot_w
+    cdef ptrdiff_t* at
+    memset(job, 0, sizeof(Correlation))
+    f.h, f.w = v.h, v.w
+    f.step_h, f.step_w, f.base_h, f.base_w = v.sh, v.sw, -v.top, -v.left
+    f.length = v.ow + (v.kw - 1) * v.dw // v.sw
+    f.halo = (v.kh - 1) * v.dh // v.sh
+    f.first, f.last = 0, v.oh
+    # residues of k*d modulo s repeat after s / gcd(d, s) taps
+    f.slots_h = least(v.kh, v.sh // gcd(v.dh, v.sh))
+    f.slots_w = least(v.kw, v.sw // gcd(v.dw, v.sw))
+    job.batch, job.groups = v.n, v.groups
+    job.sources, job.rows = v.c // v.groups, v.k // v.groups
+    job.out_h, job.out_w = v.oh, v.ow
+    job.classes = 1
+    job.group_weights = job.rows * job.sources * v.kh * v.kw
+    finish_correlation(job, itemsize, threads)
+    if tables == NULL:
+        return
+    job.taps = <TapClass*> tables
+    f.phase_h = <Py_ssize_t*> (tables + sizeof(TapClass))
+    f.phase_w = f.phase_h + v.kh
+    slot_h = f.phase_w + v.kw
+    slot_w = slot_h + v.kh
+    job.offset = <ptrdiff_t*> (slot_w + v.kw)
+    residues(v.kh, v.dh, v.sh, f.phase_h, slot_h)
+    residues(v.kw, v.dw, v.sw, f.phase_w, slot_w)
+    at = job.offset
+    for c in range(job.sources):
+        for i in range(v.kh):
+            for j in range(v.kw):
+                at[0] = (((c * f.slots_h + slot_h[i]) * f.slots_w + slot_w[j]) * f.plane
+                         + i * v.dh // v.sh * f.length + j * v.dw // v.sw)
+                at += 1
+    job.taps[0] = TapClass(job.sources * v.kh * v.kw, 0, 0, 0, 1, 0, v.oh, 0, 1, 0, v.ow)
+
+
+cdef Py_ssize_t gcd(Py_ssize_t a, Py_ssize_t b) noexcept nogil:
+    while b:
+        a, b = b, a % b
+    return a
+
+
+cdef Py_ssize_t axis_classes(Py_ssize_t size, Py_ssize_t stride) noexcept nogil:
+    """Parity classes along one axis that any input pixel belongs to."""
+    return least(size, stride)
+
+
+cdef Py_ssize_t backward_tables(const Window* v) noexcept nogil:
+    """Bytes of the tables of a backward-data correlation: the classes share the taps out between them."""
+    return aligned((v.k // v.groups * v.kh * v.kw + 2) * sizeof(Py_ssize_t)
+                   + axis_classes(v.h, v.sh) * axis_classes(v.w, v.sw) * sizeof(TapClass))
+
+
+cdef void plan_backward(Correlation* job, const Window* v, Py_ssize_t itemsize, Py_ssize_t threads,
+                        char* tables) noexcept nogil:
+    """The correlation of dout that is the gradient with respect to the input: one tap class for each parity."""
+    cdef Flat* f = &job.flat
+    cdef Py_ssize_t far_h = (v.kh - 1) * v.dh // v.sh, far_w = (v.kw - 1) * v.dw // v.sw
+    cdef Py_ssize_t k, i, j, n, x, y, a, b, terms, kg = v.k // v.groups, cg = v.c // v.groups
+    cdef Py_ssize_t weights = 0, table = 0
+    cdef ptrdiff_t* at
+    memset(job, 0, sizeof(Correlation))
+    f.h, f.w = v.oh, v.ow
+    f.step_h = f.step_w = f.slots_h = f.slots_w = 1
+    # padded input pixel i + top = stride*q + parity, which output row q - t sees through the taps with k*d = stride*t + parity
+    f.first, f.last = v.top // v.sh, (v.h - 1 + v.top) // v.sh + 1
+    job.base_j = v.left // v.sw
+    f.base_h, f.base_w = -far_h, job.base_j - far_w
+    f.halo = far_h
+    f.length = (v.w - 1 + v.left) // v.sw + 1 - job.base_j + far_w
+    job.batch, job.groups = v.n, v.groups
+    job.sources, job.rows = kg, cg
+    job.out_h, job.out_w = v.h, v.w
+    job.classes = axis_classes(v.h, v.sh) * axis_classes(v.w, v.sw)
+    job.group_weights = cg * kg * v.kh * v.kw
+    finish_correlation(job, itemsize, threads)
+    if tables == NULL:
+        return
+    job.taps = <TapClass*> tables
+    f.phase_h = <Py_ssize_t*> (tables + job.classes * sizeof(TapClass))
+    f.phase_w = f.phase_h + 1
+    f.phase_h[0] = f.phase_w[0] = 0
+    job.offset = <ptrdiff_t*> (f.phase_w + 1)
+    at = job.offset
+    n = 0
+    for y in range(axis_classes(v.h, v.sh)):
+        for x in range(axis_classes(v.w, v.sw)):
+            a, b = (y + v.top) % v.sh, (x + v.left) % v.sw  # y and x are the first rows and columns of the class
+            terms = 0
+            for k in range(kg):
+                for i in range(v.kh):
+                    if i * v.dh % v.sh != a:
+                        continue
+                    for j in range(v.kw):
+                        if j * v.dw % v.sw == b:
+                            at[terms] = (k * f.plane + (far_h - i * v.dh // v.sh) * f.length
+                                         + far_w - j * v.dw // v.sw)
+                            terms += 1
+            job.taps[n] = TapClass(terms, weights, table,
+                                   a - v.top, v.sh, (y + v.top) // v.sh, (v.h - 1 - y) // v.sh + 1 + (y + v.top) // v.sh,
+                                   b - v.left, v.sw, (x + v.left) // v.sw, (v.w - 1 - x) // v.sw + 1 + (x + v.left) // v.sw)
+            at += terms
+            table += terms
+            weights += cg * terms
+            n += 1
+
+
+cdef void turn_weights(const Correlation* job, const Window* v, const real* weights, Py_ssize_t group, Py_ssize_t c,
+                       real* to) noexcept nogil:
+    """The weights that input channel c of a group sees, class by class: (K, C, KH, KW) -> class, (C, terms)."""
+    cdef Py_ssize_t kg = v.k // v.groups, cg = v.c // v.groups
+    cdef Py_ssize_t n = 0, y, x, a, b, k, i, j
+    cdef real* at
+    to += group * job.group_weights
+    weights += (group * kg * cg + c) * v.kh * v.kw
+    for y in range(axis_classes(v.h, v.sh)):
+        for x in range(axis_classes(v.w, v.sw)):
+            a, b = (y + v.top) % v.sh, (x + v.left) % v.sw
+            at = to + job.taps[n].weights + c * job.taps[n].terms
+            for k in range(kg):
+                for i in range(v.kh):
+                    if i * v.dh % v.sh != a:
+                        continue
+                    for j in range(v.kw):
+                        if j * v.dw % v.sw == b:
+                            at[0] = weights[(k * cg * v.kh + i) * v.kw + j]
+                            at += 1
+            n += 1
+
+
+# --- backward weight: inner products of two flat copies ---------------------------------------------------------------
+
+cdef struct InnerJob:
+    Flat flat                        # of x
+    Py_ssize_t batch, groups, kg, cg
+    Py_ssize_t taps                  # KH*KW
+    Py_ssize_t segments              # images of one chunk
+    Py_ssize_t bands                 # chunks of one image, where segments == 1
+    Py_ssize_t pixels                # of one segment's dout in the flat copy, a multiple of the vector
+    Py_ssize_t block_k, block_c      # the most output and input channels of an item
+    Py_ssize_t blocks_k, blocks_c
+    Py_ssize_t out_h, out_w
+    ptrdiff_t* offset
+    Py_ssize_t x_bytes, thread_bytes
+
+
+cdef Py_ssize_t inner_tables(const Window* v) noexcept nogil:
+    return aligned((least(v.c // v.groups, BLOCK_CHANNELS) * v.kh * v.kw + 2 * (v.kh + v.kw)) * sizeof(Py_ssize_t))
+
+
+cdef void plan_inner(InnerJob* job, const Window* v, Py_ssize_t itemsize, Py_ssize_t threads, char* tables) noexcept nogil:
+    cdef Flat* f = &job.flat
+    cdef Py_ssize_t lanes = FC_VECTOR_BYTES // itemsize
+    cdef Py_ssize_t c, i, j, items, channels
+    cdef Py_ssize_t* slot_h
+    cdef Py_ssize_t* slot_w
+    cdef ptrdiff_t* at
+    cdef Correlation forward
+    plan_forward(&forward, v, itemsize, 1, NULL)
+    job.flat = forward.flat
+    job.batch, job.groups, job.kg, job.cg = v.n, v.groups, v.k // v.groups, v.c // v.groups
+    job.taps = v.kh * v.kw
+    job.out_h, job.out_w = v.oh, v.ow
+    job.blocks_k = ceil_div(job.kg, BLOCK_ROWS)
+    job.blocks_c = ceil_div(job.cg, BLOCK_CHANNELS)
+    job.block_c = ceil_div(job.cg, job.blocks_c)
+    # Pixels of a chunk follow from the shape alone: they are the order of the sums.
+    f.band = most(least(f.last, CHUNK_PIXELS // f.length), 1)
+    job.bands = ceil_div(f.last, f.band)
+    f.band = ceil_div(f.last, job.bands)
+    f.plane = (f.band + f.halo) * f.length
+    job.pixels = ceil_div((f.band - 1) * f.length + v.ow, lanes) * lanes
+    job.segments = least(most(CHUNK_PIXELS // job.pixels, 1), most(v.n, 1)) if job.bands == 1 else 1
+    items = job.groups * job.blocks_k * job.blocks_c
+    if threads > 1 and items < 2 * threads:  # rows of dw are independent: more blocks of them change no sum
+        job.blocks_k = least(ceil_div(job.kg, FC_TILE_ROWS), ceil_div(2 * threads, job.groups * job.blocks_c))
+    job.block_k = ceil_div(job.kg, job.blocks_k)
+    channels = job.block_c * f.slots_h * f.slots_w
+    job.x_bytes = aligned((job.segments * channels * f.plane + lanes) * itemsize)
+    job.thread_bytes = job.x_bytes + aligned(job.segments * job.block_k * job.pixels * itemsize)
+    if tables == NULL:
+        return
+    f.phase_h = <Py_ssize_t*> tables
+    f.phase_w = f.phase_h + v.kh
+    slot_h = f.phase_w + v.kw
+    slot_w = slot_h + v.kh
+    job.offset = <ptrdiff_t*> (slot_w + v.kw)
+    residues(v.kh, v.dh, v.sh, f.phase_h, slot_h)
+    residues(v.kw, v.dw, v.sw, f.phase_w, slot_w)
+    at = job.offset
+    for c in range(job.block_c):
+        for i in range(v.kh):
+            for j in range(v.kw):
+                at[0] = (((c * f.slots_h + slot_h[i]) * f.slots_w + slot_w[j]) * f.plane
+                         + i * v.dh // v.sh * f.length + j * v.dw // v.sw)
+                at += 1
+
+
+cdef void inner_item(const InnerJob* job, Py_ssize_t item, const real* x, const real* dout, real* dw,
+                     char* scratch) noexcept nogil:
+    """dw of one block of output channels and one block of input channels of a group, over all pixels in order."""
+    cdef const Flat* f = &job.flat
+    cdef Py_ssize_t lanes = FC_VECTOR_BYTES // sizeof(real)
+    cdef Py_ssize_t group = item // (job.blocks_k * job.blocks_c)
+    cdef Py_ssize_t k0 = item // job.blocks_c % job.blocks_k * job.kg // job.blocks_k
+    cdef Py_ssize_t k1 = (item // job.blocks_c % job.blocks_k + 1) * job.kg // job.blocks_k
+    cdef Py_ssize_t c0 = item % job.blocks_c * job.cg // job.blocks_c
+    cdef Py_ssize_t c1 = (item % job.blocks_c + 1) * job.cg // job.blocks_c
+    cdef Py_ssize_t rows_all = k1 - k0, cols_all = (c1 - c0) * job.taps
+    cdef Py_ssize_t x_step = (c1 - c0) * f.slots_h * f.slots_w * f.plane, dout_step = rows_all * job.pixels
+    cdef Py_ssize_t ldw = job.cg * job.taps, out_plane = job.out_h * job.out_w
+    cdef real* flat = <real*> scratch
+    cdef real* left = <real*> (scratch + job.x_bytes)
+    cdef real* to
+    cdef real* at
+    cdef Py_ssize_t image, images, band, q0, rows, s, k, y, r, cols, m, height, used, tiles
+    cdef const real* line
+
+    at = dw + (group * job.kg + k0) * ldw + c0 * job.taps
+    for k in range(rows_all):
+        memset(at + k * ldw, 0, cols_all * sizeof(real))
+    tiles = ceil_div(rows_all, FC_TILE_ROWS)
+    image = 0
+    while image < job.batch:
+        images = least(job.segments, job.batch - image)
+        for band in range(job.bands):
+            q0 = band * f.band
+            rows = least(f.band, f.last - q0)
+            if rows <= 0:
+                break
+            used = ceil_div((rows - 1) * f.length + job.out_w, lanes) * lanes
+            for s in range(images):
+                fill_flat(f, flat + s * x_step,
+                          x + (((image + s) * job.groups + group) * job.cg + c0) * f.h * f.w, c1 - c0, q0, rows)
+                for k in range(rows_all):
+                    # dout in rows of length L; zeros behind each row, so that positions between rows add nothing
+                    to = left + s * dout_step + k * job.pixels
+                    memset(to, 0, used * sizeof(real))
+                    line = (dout + (((image + s) * job.groups + group) * job.kg + k0 + k) * out_plane + q0 * job.out_w)
+                    for y in range(rows):
+                        memcpy(to + y * f.length, line + y * job.out_w, job.out_w * sizeof(real))
+            # The last vector may read on behind the last plane: there must be no NaN there to multiply the zeros with.
+            # (A short last band leaves rows of older bands at the end of its planes: finite, and met by zeros.)
+            memset(flat + images * x_step, 0, lanes * sizeof(real))
+            for m in range(tiles):
+                k = rows_all * m // tiles
+                height = rows_all * (m + 1) // tiles - k
+                r = 0
+                while r < cols_all:
+                    cols = least(FC_TILE_VECTORS, cols_all - r)
+                    if real is float:
+                        fc_inner_table_f32[cols - 1][height - 1](left + k * job.pixels, job.pixels, flat,
+                                                                 job.offset + r, used // lanes, images, dout_step,
+                                                                 x_step, at + k * ldw + r, ldw)
+                    else:
+                        fc_inner_table_f64[cols - 1][height - 1](left + k * job.pixels, job.pixels, flat,
+                                                                 job.offset + r, used // lanes, images, dout_step,
+                                                                 x_step, at + k * ldw + r, ldw)
+                    r += cols
+        image += images
+
+
+# --- entry points ------------------------------------------------------------------------------------------------------
+
+cdef inline bint all_finite(const real* values, Py_ssize_t count) noexcept nogil:
+    if real is float:
+        return fc_all_finite_f32(values, count)
+    else:
+        return fc_all_finite_f64(values, count)
+
+
+cdef void run_correlation(const Correlation* job, const real* source, const real* weights, const real* bias, bint relu,
+                          real* out, char* scratch, int threads) noexcept nogil:
+    cdef Py_ssize_t item, items = job.batch * job.groups * job.bands * job.blocks
+    if items <= 1 or threads == 1:
+        for item in range(items):
+            correlate_item(job, item, source, weights, bias, relu, out, scratch)
+        return
+    for item in prange(items, num_threads=threads, schedule="dynamic", chunksize=1):
+        correlate_item(job, item, source, weights, bias, relu, out, scratch + threadid() * job.thread_bytes)
+
+
+cdef void run_inner(const InnerJob* job, const real* x, const real* dout, real* dw, char* scratch,
+                    int threads) noexcept nogil:
+    cdef Py_ssize_t item, items = job.groups * job.blocks_k * job.blocks_c
+    if items <= 1 or threads == 1:
+        for item in range(items):
+            inner_item(job, item, x, dout, dw, scratch)
+        return
+    for item in prange(items, num_threads=threads, schedule="dynamic", chunksize=1):
+        inner_item(job, item, x, dout, dw, scratch + threadid() * job.thread_bytes)
+
+
+def direct_workspace(operation, geometry, Py_ssize_t itemsize, Py_ssize_t threads):
+    """Scratch that an operation of this file needs: ``(bytes shared, bytes for each thread)``."""
+    cdef Window v = read_conv(geometry)
+    cdef Correlation job
+    cdef InnerJob inner
+    if operation == "forward":
+        plan_forward(&job, &v, itemsize, threads, NULL)
+        return forward_tables(&v), job.thread_bytes
+    if operation == "backward_data":
+        plan_backward(&job, &v, itemsize, threads, NULL)
+        return backward_tables(&v) + aligned(v.groups * job.group_weights * itemsize), job.thread_bytes
+    if operation == "backward_weight":
+        plan_inner(&inner, &v, itemsize, threads, NULL)
+        return inner_tables(&v), inner.thread_bytes
+    raise ValueError(f"no operation {operation!r}")
+
+
+def direct_forward(cnp.ndarray x, cnp.ndarray weight, bias, bint relu, geometry, cnp.ndarray out, cnp.ndarray scratch,
+                   int threads):
+    """conv2d of float32 or float64 arrays into `out`; `scratch` as direct_workspace says."""
+    if x.descr.itemsize == 4:
+        forward_of[float](x, weight, bias, relu, geometry, out, scratch, threads)
+    else:
+        forward_of[double](x, weight, bias, relu, geometry, out, scratch, threads)
+
+
+cdef int forward_of(cnp.ndarray x, cnp.ndarray weight, object bias, bint relu, object geometry, cnp.ndarray out,
+                    cnp.ndarray scratch, int threads, real* dtype=NULL) except -1:
+    cdef Window v = read_conv(geometry)
+    cdef Correlation job
+    cdef char* work = <char*> cnp.PyArray_DATA(scratch)
+    cdef const real* b = NULL
+    if bias is not None:
+        b = <const real*> cnp.PyArray_DATA(<cnp.ndarray> bias)
+    with nogil:
+        plan_forward(&job, &v, sizeof(real), threads, work)
+        run_correlation(&job, <const real*> cnp.PyArray_DATA(x), <const real*> cnp.PyArray_DATA(weight), b, relu,
+                        <real*> cnp.PyArray_DATA(out), work + forward_tables(&v), threads)
+    return 0
+
+
+def direct_backward_data(cnp.ndarray dout, cnp.ndarray weight, geometry, cnp.ndarray out, cnp.ndarray scratch,
+                         int threads):
+    """The gradient with respect to the input, into `out`.
+
+    Returns False, with `out` untouched, where a weight is not finite: the flat copy's padding of zeros would meet it and
+    give NaN, where the gradient sums only over the cells of dout that exist.
+    """
+    if dout.descr.itemsize == 4:
+        return backward_data_of[float](dout, weight, geometry, out, scratch, threads) != 0
+    return backward_data_of[double](dout, weight, geometry, out, scratch, threads) != 0
+
+
+cdef int backward_data_of(cnp.ndarray dout, cnp.ndarray weight, object geometry, cnp.ndarray out, cnp.ndarray scratch,
+                          int threads, real* dtype=NULL) except -1:
+    cdef Window v = read_conv(geometry)
+    cdef Correlation job
+    cdef char* work = <char*> cnp.PyArray_DATA(scratch)
+    cdef const real* w = <const real*> cnp.PyArray_DATA(weight)
+    cdef real* turned
+    cdef Py_ssize_t i, channels
+    cdef bint finite
+    with nogil:
+        finite = all_finite(w, v.k * (v.c // v.groups) * v.kh * v.kw)
+        if finite:
+            plan_backward(&job, &v, sizeof(real), threads, work)
+            work += backward_tables(&v)
+            turned = <real*> work
+            work += aligned(v.groups * job.group_weights * sizeof(real))
+            channels = v.c // v.groups
+            if threads == 1 or v.groups * job.group_weights < 65536:
+                for i in range(v.c):
+                    turn_weights(&job, &v, w, i // channels, i % channels, turned)
+            else:
+                for i in prange(v.c, num_threads=threads, schedule="static"):
+                    turn_weights(&job, &v, w, i // channels, i % channels, turned)
+            run_correlation(&job, <const real*> cnp.PyArray_DATA(dout), <const real*> turned, <const real*> NULL, False,
+                            <real*> cnp.PyArray_DATA(out), work, threads)
+    return finite
+
+
+def direct_backward_weight(cnp.ndarray dout, cnp.ndarray x, geometry, cnp.ndarray out, cnp.ndarray scratch, int threads):
+    """The gradient with respect to the weight, into `out`.
+
+    Returns False, with `out` untouched, where a cell of x is not finite: the zeros between the rows of dout would meet it
+    and give NaN.
+    """
+    if dout.descr.itemsize == 4:
+        return backward_weight_of[float](dout, x, geometry, out, scratch, threads) != 0
+    return backward_weight_of[double](dout, x, geometry, out, scratch, threads) != 0
+
+
+cdef int backward_weight_of(cnp.ndarray dout, cnp.ndarray x, object geometry, cnp.ndarray out, cnp.ndarray scratch,
+                            int threads, real* dtype=NULL) except -1:
+    cdef Window v = read_conv(geometry)
+    cdef InnerJob job
+    cdef char* work = <char*> cnp.PyArray_DATA(scratch)
+    cdef const real* image = <const real*> cnp.PyArray_DATA(x)
+    cdef bint finite
+    with nogil:
+        finite = all_finite(image, v.n * v.c * v.h * v.w)
+        if finite:
+            plan_inner(&job, &v, sizeof(real), threads, work)
+            run_inner(&job, image, <const real*> cnp.PyArray_DATA(dout), <real*> cnp.PyArray_DATA(out),
+                      work + inner_tables(&v), threads)
+    return finite

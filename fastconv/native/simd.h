@@ -1,0 +1,67 @@
+/* The SIMD micro-kernels of fastconv's Cython backend, for the instruction set this file is compiled for.
+ *
+ * Vectors are GCC/clang vector extensions of FC_VECTOR_BYTES, so one source serves AVX-512, AVX2+FMA, SSE2 and NEON, in
+ * float and double: tiles.h is the template, included once for each element type. Nothing here allocates, checks or
+ * decides; the loops around the tiles are in the .pxi files.
+ *
+ * Register budget (accumulators + one row of b + one broadcast of a must fit the register file, or the tile spills):
+ *
+ *   AVX-512   32 registers   6 x 4 vectors   24 + 4 + 1 = 29
+ *   AVX2      16 registers   6 x 2 vectors   12 + 2 + 1 = 15
+ *   SSE2      16 registers   6 x 2 vectors   12 + 2 + 2 = 16 (no FMA: the product needs a register)
+ *   NEON      32 registers   6 x 4 vectors   24 + 4 + 1 = 29
+ *
+ * A tile of m x n vectors does m*n FMAs for m broadcasts and n loads. Two FMA units with a latency of 4 need at least 8
+ * accumulators, two load ports need m + n <= m*n: every full tile here satisfies both.
+ */
+#ifndef FASTCONV_SIMD_H
+#define FASTCONV_SIMD_H
+
+#include <stddef.h>
+#include <stdint.h>
+#include <string.h>
+
+#if defined(__AVX512F__)
+#define FC_VECTOR_BYTES 64
+#define FC_TILE_VECTORS 4
+#elif defined(__AVX2__)
+#define FC_VECTOR_BYTES 32
+#define FC_TILE_VECTORS 2
+#elif defined(__aarch64__)
+#define FC_VECTOR_BYTES 16
+#define FC_TILE_VECTORS 4
+#else
+#define FC_VECTOR_BYTES 16
+#define FC_TILE_VECTORS 2
+#endif
+#define FC_TILE_ROWS 6
+
+#define FC_INLINE static inline __attribute__((always_inline))
+
+/* Before a loop with a constant number of rounds that must vanish, so that the array it runs over can live in registers. */
+#if defined(__clang__)
+#define FC_UNROLL _Pragma("clang loop unroll(full)")
+#else
+#define FC_UNROLL _Pragma("GCC unroll 8")
+#endif
+
+/* What the epilogue of a tile does besides storing it. */
+enum { FC_ACCUMULATE = 1, FC_RELU = 2 };
+
+#define FC_T float
+#define FC_INT int32_t
+#define FC_NAME(name) fc_##name##_f32
+#include "tiles.h"
+#undef FC_T
+#undef FC_INT
+#undef FC_NAME
+
+#define FC_T double
+#define FC_INT int64_t
+#define FC_NAME(name) fc_##name##_f64
+#include "tiles.h"
+#undef FC_T
+#undef FC_INT
+#undef FC_NAME
+
+#endif
