@@ -1,5 +1,6 @@
 """Convolution and pooling for plain NumPy arrays at the speed of the hardware."""
 
+from ._version import __version__
 from .dispatch import plan_conv2d
 from .functional import (
     avg_pool2d,
@@ -22,9 +23,8 @@ from .memory import release_memory
 from .options import options, show_config
 from .profile import profile_conv2d
 
-__version__ = "0.1.0"
-
 __all__ = [
+    "__version__",
     "avg_pool2d",
     "avg_pool2d_backward",
     "col2im",

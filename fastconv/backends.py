@@ -1,7 +1,7 @@
 """The backends behind one set of signatures: what the table in :mod:`fastconv.dispatch` is made of.
 
-A backend's methods take checked, C-contiguous arrays of native byte order and one dtype, a geometry, and fill `out`. They
-neither choose nor check.
+A backend's methods take checked, C-contiguous arrays of native byte order and one dtype, a geometry, and fill `out`.
+They neither choose nor check.
 """
 
 from __future__ import annotations
@@ -145,13 +145,13 @@ class CythonBackend(NumpyBackend):
         if not self._kernels().direct_backward_data(dout, weight, geometry, out, memory.scratch(budget.nbytes),
                                                     budget.threads):
             # rule 3: an infinite weight must not meet padding of dout, which the column matrix does not have
-            im2col_gemm.backward_data(self, dout, weight, geometry, out, im2col_gemm.modest(geometry, dout.dtype, budget))
+            im2col_gemm.backward_data(self, dout, weight, geometry, out, im2col_gemm.modest(budget))
 
     def direct_backward_weight(self, dout: Array, x: Array, geometry: Conv2dGeometry, out: Array,
                                budget: Budget) -> None:
         if not self._kernels().direct_backward_weight(dout, x, geometry, out, memory.scratch(budget.nbytes),
                                                       budget.threads):
-            im2col_gemm.backward_weight(self, dout, x, geometry, out, im2col_gemm.modest(geometry, dout.dtype, budget))
+            im2col_gemm.backward_weight(self, dout, x, geometry, out, im2col_gemm.modest(budget))
 
     def im2col(self, x: Array, geometry: Window2dGeometry, layout: str, pad_value: Any, out: Array,
                threads: int) -> None:

@@ -1,7 +1,7 @@
 """The choice: one table of operation x algorithm x backend, and a pure function that picks from it.
 
-:func:`select` looks at the geometry, the dtype and the settings, never at the data nor at the number of threads (the same
-input gives the same bits with any of them). What it finds is a :class:`Plan`, which tells why it was found.
+:func:`select` looks at the geometry, the dtype and the settings, never at the data nor at the number of threads (the
+same input gives the same bits with any of them). What it finds is a :class:`Plan`, which tells why it was found.
 """
 
 from __future__ import annotations
@@ -217,9 +217,9 @@ def select(operation: str, geometry: Conv2dGeometry, dtype: np.dtype, settings: 
             reason = "asked for" if name == algorithm else _why(name, dtype)
         candidates.append(Candidate(name, kernel.nbytes(geometry, dtype, threads, limit), reason))
     if chosen is None:
-        assert smallest is not None and limit is not None  # im2col supports every dtype
-        memory.check_bytes(f"every algorithm, the smallest being {smallest[1]!r},", smallest[0], limit)
-        raise AssertionError("unreachable")
+        least, name = smallest or (0, "im2col")  # im2col supports everything: only the limit can have stopped it
+        raise MemoryError(f"no algorithm fits the workspace_limit of {limit:,} bytes; {name!r} needs the least, "
+                          f"{least:,} bytes")
     while threads > 1 and limit is not None and chosen.nbytes(geometry, dtype, threads, limit) > limit:
         threads -= 1  # scratch is per thread: fewer of them share the limit
     nbytes = chosen.nbytes(geometry, dtype, threads, limit)
@@ -309,5 +309,4 @@ def plan_conv2d(x_shape: Any, weight_shape: Any, stride: Any = 1, padding: Any =
         raise ValueError(f"direction must be one of {', '.join(map(repr, OPERATIONS))}, got {direction!r}")
     geometry = conv2d_geometry(x_shape, weight_shape, stride, padding, dilation, groups, x_name="x",
                                weight_name="weight")
-    found = plan(direction, geometry, compute_dtype(np.dtype(dtype)), check_algorithm(algorithm))
-    return found
+    return plan(direction, geometry, compute_dtype(np.dtype(dtype)), check_algorithm(algorithm))

@@ -1,11 +1,11 @@
 """The public functions: they check arrays, ask for a geometry and a plan, and hand both to a kernel.
 
-Conventions of all of them. Arrays are NCHW: ``x`` is ``(N, C, H, W)``, or ``(C, H, W)`` for a batch of one, which gives a
-result without the batch axis. Array-likes are taken by ``np.asarray``; any strides, read-only and byte-swapped arrays will
-do, and no input is written to. A result is C-contiguous, writable and owns its memory, unless ``out=`` is given: that may
-have any strides, is filled and returned; a wrong shape or an overlap with an input is a ValueError, a wrong dtype a
-TypeError. float32 and float64 stay what they are; float16 is computed in float32 and returned as float16; mixed dtypes
-follow ``np.result_type``; integers and complex numbers give what ``np.matmul`` gives.
+Conventions of all of them. Arrays are NCHW: ``x`` is ``(N, C, H, W)``, or ``(C, H, W)`` for a batch of one, which gives
+a result without the batch axis. Array-likes are taken by ``np.asarray``; any strides, read-only and byte-swapped arrays
+will do, and no input is written to. A result is C-contiguous, writable and owns its memory, unless ``out=`` is given:
+that may have any strides, is filled and returned; a wrong shape or an overlap with an input is a ValueError, a wrong
+dtype a TypeError. float32 and float64 stay what they are; float16 is computed in float32 and returned as float16; mixed
+dtypes follow ``np.result_type``; integers and complex numbers give what ``np.matmul`` gives.
 """
 
 from __future__ import annotations
@@ -51,7 +51,9 @@ def _as_array(name: str, value: Any, ranks: tuple[int, ...]) -> Array:
     if array.dtype.kind not in "biufc":
         raise TypeError(f"{name} must be an array of numbers, got dtype {array.dtype}")
     if array.ndim not in ranks:
-        raise ValueError(f"{name} must have {' or '.join(map(str, ranks))} axes, got {array.ndim}: shape {array.shape}")
+        axes = " or ".join(map(str, ranks))
+        raise ValueError(f"{name} must have {axes} axes, got {array.ndim}: shape "
+                         f"{array.shape}")
     return array
 
 
@@ -114,7 +116,7 @@ def _checked_out(out: Any, shape: tuple[int, ...], dtype: np.dtype, inputs: dict
 
 def _share_memory(a: Array, b: Array) -> bool:
     try:
-        return np.shares_memory(a, b, max_work=10_000)
+        return np.shares_memory(a, b, max_work=10_000)  # type: ignore[arg-type]  # the stub knows only -1 and 0
     except np.exceptions.TooHardError:  # rather refuse than compute with what is being overwritten
         return True
 
@@ -281,7 +283,7 @@ class PackedWeight:
             if packed != asked:
                 raise ValueError(f"weight was packed for {name} {packed}, but this call has {asked}")
         if algorithm not in ("auto", self.algorithm):
-            raise ValueError(f"weight was packed for algorithm {self.algorithm!r}, but this call asks for {algorithm!r}")
+            raise ValueError(f"weight was packed for algorithm {self.algorithm!r}, not for {algorithm!r}")
         return self._weight, self.algorithm
 
 
@@ -306,7 +308,8 @@ def pack_weight(weight: ArrayLike, input_shape: Any, stride: Any = 1, padding: A
     array = _as_array("weight", weight, (4,))
     geometry = conv2d_geometry(as_shape("input_shape", input_shape, (3, 4)), array.shape, stride, padding, dilation,
                                groups, x_name="input_shape")
-    plan = dispatch.plan("forward", geometry, dispatch.compute_dtype(array.dtype), dispatch.check_algorithm(algorithm))
+    plan = dispatch.plan("forward", geometry, dispatch.compute_dtype(array.dtype),
+                         dispatch.check_algorithm(algorithm))
     return PackedWeight(array, geometry, plan.algorithm)
 
 
@@ -469,7 +472,7 @@ def _checked_need(need: Any) -> set[str]:
 
 
 def _backward_data(dout: Array, weight: Array, geometry: Conv2dGeometry, shape: tuple[int, ...], dtype: np.dtype,
-                   algorithm: str, out: Array | None, bias: Array | None = None, **inputs: Array | None) -> Array:
+                   algorithm: str, out: Array | None, bias: Array | None = None, /, **inputs: Array | None) -> Array:
     compute = dispatch.compute_dtype(dtype)
     plan = dispatch.plan("backward_data", geometry, compute, algorithm)
     result = _Result(shape, dtype, compute, out, **inputs)
@@ -482,7 +485,7 @@ def _backward_data(dout: Array, weight: Array, geometry: Conv2dGeometry, shape: 
 
 
 def _backward_weight(dout: Array, x: Array, geometry: Conv2dGeometry, dtype: np.dtype, algorithm: str,
-                     out: Array | None, **inputs: Array | None) -> Array:
+                     out: Array | None, /, **inputs: Array | None) -> Array:
     compute = dispatch.compute_dtype(dtype)
     plan = dispatch.plan("backward_weight", geometry, compute, algorithm)
     result = _Result(geometry.weight_shape, dtype, compute, out, **inputs)
@@ -493,8 +496,8 @@ def _backward_weight(dout: Array, x: Array, geometry: Conv2dGeometry, dtype: np.
 def _backward_bias(dout: Array, dtype: np.dtype) -> Array:
     # pixels first, pairwise because they are contiguous: keeps float32's error small over any number of them
     with np.errstate(all="ignore"):
-        sums = dout.reshape(*dout.shape[:2], -1).sum(axis=2, dtype=dout.dtype).sum(axis=0, dtype=dout.dtype)
-        return sums.astype(dtype)
+        planes = dout.reshape(*dout.shape[:2], math.prod(dout.shape[2:]))
+        return planes.sum(axis=2, dtype=dout.dtype).sum(axis=0, dtype=dout.dtype).astype(dtype)
 
 
 def conv2d_backward_data(dout: ArrayLike, weight: ArrayLike, input_shape: Any, stride: Any = 1, padding: Any = 0,
@@ -670,7 +673,8 @@ def max_pool2d(x: ArrayLike, kernel_size: Any, stride: Any = None, padding: Any 
         Where `x` is not made of numbers, or a parameter not of ints.
     """
     image = _as_array("x", x, (3, 4))
-    geometry = pool2d_geometry(image.shape, kernel_size, stride, padding, dilation, _checked_flag("ceil_mode", ceil_mode))
+    geometry = pool2d_geometry(image.shape, kernel_size, stride, padding, dilation,
+                               _checked_flag("ceil_mode", ceil_mode))
     wanted = _checked_flag("return_indices", return_indices)
     if geometry.empty_window is not None:
         raise ValueError(f"dilation {geometry.dilation} with padding {geometry.pads}: {geometry.empty_window}")
@@ -686,7 +690,7 @@ def max_pool2d(x: ArrayLike, kernel_size: Any, stride: Any = None, padding: Any 
 
 
 def max_pool2d_backward(dout: ArrayLike, indices: ArrayLike, input_shape: Any, *, out: Array | None = None) -> Array:
-    """The gradient of :func:`max_pool2d`: each cell of `dout` goes to the cell that won; where several meet, they add up.
+    """The gradient of :func:`max_pool2d`: a cell of `dout` goes to the cell that won; where several meet, they add up.
 
     Parameters
     ----------
@@ -762,7 +766,8 @@ def avg_pool2d(x: ArrayLike, kernel_size: Any, stride: Any = None, padding: Any 
     kernel_size, stride, padding, ceil_mode, dilation
         As in :func:`max_pool2d`; padding counts as zeros in the sum.
     count_include_pad : bool
-        Divide by the cells of the window up to the padding's end, padding included; otherwise by those inside the image.
+        Divide by the cells of the window up to the padding's end, padding included; otherwise by those inside the
+        image.
     divisor_override : int, optional
         Divide by this instead; it may be negative, but not 0.
     out : ndarray, optional

@@ -3,9 +3,9 @@
 Chellapilla, Puri, Simard: High Performance Convolutional Neural Networks for Document Processing (IWFHR 2006). The
 products are ``np.matmul``'s, so integers, complex numbers and long doubles give what it gives.
 
-The column matrix has ``KH*KW/stride**2`` times the cells of the image. By default it is made for the whole batch at once,
-as the books do; a workspace limit cuts it into tiles of whole images, then of rows of output within an image. The tiles
-follow from the shapes and the limit alone.
+The column matrix has ``KH*KW/stride**2`` times the cells of the image. By default it is made for the whole batch at
+once, as the books do; a workspace limit cuts it into tiles of whole images, then of rows of output within an image. The
+tiles follow from the shapes and the limit alone.
 """
 
 from __future__ import annotations
@@ -111,7 +111,7 @@ def _tiles(operation: str, geometry: Conv2dGeometry, dtype: np.dtype, nbytes: in
             yield Tile(part, some, inside, slice(o, stop), rows == geometry.out_size[0])
 
 
-def modest(geometry: Conv2dGeometry, dtype: np.dtype, budget: Budget) -> Budget:
+def modest(budget: Budget) -> Budget:
     """A budget for standing in for another algorithm."""
     return replace(budget, nbytes=STAND_IN_BYTES)
 

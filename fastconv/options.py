@@ -1,7 +1,7 @@
 """Settings: what :func:`options` and the environment say, and what this machine has.
 
-A setting comes from, in this order: a ``with options(...)`` block of the running thread, a call of ``options(...)``, the
-environment, the default.
+A setting comes from, in this order: a ``with options(...)`` block of the running thread, a call of ``options(...)``,
+the environment, the default.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import os
 import platform
 import sys
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
@@ -165,7 +166,7 @@ def _raw() -> Settings:
     return stack[-1] if stack else _global
 
 
-class options:  # noqa: N801 (used like a function)
+class options:
     """Set how fastconv computes: for the process, or in a ``with`` block for the running thread.
 
     Parameters
@@ -173,8 +174,8 @@ class options:  # noqa: N801 (used like a function)
     backend : {"cython", "numba", "numpy"}, optional
         The kernels to use. Default: ``FASTCONV_BACKEND``, otherwise the first of them that is available.
     num_threads : int, optional
-        Threads of one call. Default: ``FASTCONV_NUM_THREADS``, ``OMP_NUM_THREADS``, otherwise the CPUs that this process
-        may use. Results do not depend on it, not in a single bit.
+        Threads of one call. Default: ``FASTCONV_NUM_THREADS``, ``OMP_NUM_THREADS``, otherwise the CPUs that this
+        process may use. Results do not depend on it, not in a single bit.
     accuracy : {"standard", "strict"}, optional
         ``"strict"`` never uses Winograd's algorithm. Default: ``"standard"``.
     workspace_limit : int, optional
@@ -208,12 +209,13 @@ class options:  # noqa: N801 (used like a function)
         given = {"backend": backend, "num_threads": num_threads, "accuracy": accuracy,
                  "workspace_limit": workspace_limit}
         given = {name: value for name, value in given.items() if value is not None}
-        check = {"backend": _checked_backend, "accuracy": _checked_accuracy, "workspace_limit": _checked_bytes,
-                 "num_threads": lambda source, value: as_int(source, value, 1)}
+        check: dict[str, Callable[[str, Any], Any]] = {
+            "backend": _checked_backend, "accuracy": _checked_accuracy, "workspace_limit": _checked_bytes,
+            "num_threads": lambda source, value: as_int(source, value, 1)}
         self._given: dict[str, Any] = {}
         for name, value in given.items():
             is_default = isinstance(value, str) and value == "default"
-            self._given[name] = None if is_default else check[name](name, value)  # type: ignore[operator]
+            self._given[name] = None if is_default else check[name](name, value)
         with _lock:
             self._before = _global
             _global = self._after = replace(_global, **self._given)
@@ -240,8 +242,8 @@ _forked = threading.local()
 
 
 def _after_fork() -> None:
-    # libgomp's workers do not survive a fork, and the thread that forked would wait for them for ever. Another thread of
-    # the child gets workers of its own.
+    # libgomp's workers do not survive a fork, and the thread that forked would wait for them for ever. Another thread
+    # of the child gets workers of its own.
     _forked.serial = True
 
 
@@ -304,7 +306,7 @@ def configuration() -> dict[str, str]:
     report["workspace limit"] = "none" if settings.workspace_limit is None else f"{settings.workspace_limit:,} bytes"
     set_variables = {name: value for name, value in os.environ.items()
                      if name.startswith(("FASTCONV_", "OMP_", "GOMP_", "KMP_", "NUMBA_"))}
-    report["environment"] = ", ".join(f"{name}={value}" for name, value in sorted(set_variables.items())) or "nothing set"
+    report["environment"] = ", ".join(f"{name}={value}" for name, value in sorted(set_variables.items())) or "nothing"
     return report
 
 

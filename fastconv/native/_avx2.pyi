@@ -1,0 +1,1 @@
+from ._baseline import *  # noqa: F403
