@@ -56,10 +56,12 @@ if "_PYTHON_HOST_PLATFORM" in os.environ:  # a cross build names its target ther
     MACHINE = os.environ["_PYTHON_HOST_PLATFORM"].rpartition("-")[2].lower()
 built = [isa for isa in ISAS if not isa.machines or MACHINE in isa.machines]
 
-COMMON_FLAGS = ["-O3", "-std=gnu11", "-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math", "-fvisibility=hidden"]
+COMMON_FLAGS = ["-O3", "-std=gnu11", "-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math",
+                "-fvisibility=hidden"]
 WARNING_FLAGS = ["-Wall", "-Wextra", "-Wno-unused-function", "-Wno-unused-parameter", "-Wno-missing-field-initializers",
                  "-Wno-sign-compare", "-Wno-cast-function-type", "-Wno-unknown-pragmas"]
-SANITIZE_FLAGS = ["-fsanitize=address,undefined", "-fno-sanitize-recover=undefined", "-fno-omit-frame-pointer", "-g", "-O1"]
+SANITIZE_FLAGS = ["-fsanitize=address,undefined", "-fno-sanitize-recover=undefined", "-fno-omit-frame-pointer", "-g",
+                  "-O1"]
 
 
 class BuildExtensions(build_ext):
@@ -111,6 +113,8 @@ def extensions() -> list[Extension]:
     common = {"extra_link_args": links, "include_dirs": [folder, numpy.get_include()], "depends": headers + parts}
     modules = [Extension("fastconv.native._cpu", [f"{folder}/_cpu.pyx"], extra_compile_args=list(flags),
                          define_macros=[*macros, ("FC_ISA_TABLE", table)], **common)]
+    modules += [Extension("fastconv.native._memory", [f"{folder}/_memory.pyx"], extra_compile_args=list(flags),
+                          define_macros=macros, **common)]
     modules += [Extension(f"fastconv.native._{isa.name}", [f"{folder}/_{isa.name}.pyx"],
                           extra_compile_args=flags + isa.flags, define_macros=macros, **common) for isa in built]
     return cythonize(modules, compiler_directives={

@@ -1,4 +1,4 @@
-"""Memory that fastconv allocates: outputs, and scratch that is kept between calls.
+"""Memory that fastconv allocates: results, whose memory is used again when they die, and scratch, kept between calls.
 
 Sizes are Python ints until here, so nothing overflows on the way; what could never be allocated is refused before it is
 tried, with the figure.
@@ -19,6 +19,12 @@ import numpy as np
 
 #: Scratch of one thread that is kept for its next call. A larger one is given back when the call ends.
 KEPT_SCRATCH_BYTES = 64 * 2**20
+
+#: Results from this size on take memory that earlier results have left: below, malloc recycles by itself.
+RECYCLED_FROM_BYTES = 2**18
+
+#: Bytes of freed results that are kept for later ones; ``FASTCONV_RECYCLE_LIMIT`` overrides it, 0 keeps none.
+RECYCLE_LIMIT = 256 * 2**20
 
 _local = threading.local()
 _generation = 0
@@ -44,8 +50,32 @@ def check_bytes(what: str, nbytes: int, limit: int | None = None) -> None:
 def empty(what: str, shape: Sequence[int], dtype: Any) -> np.ndarray:
     """``np.empty`` that refuses what cannot be had; `what` names it in the error."""
     dtype = np.dtype(dtype)
-    check_bytes(f"{what} of shape {tuple(shape)} and dtype {dtype}", math.prod(shape) * dtype.itemsize)
-    return np.empty(shape, dtype)
+    nbytes = math.prod(shape) * dtype.itemsize
+    if nbytes < RECYCLED_FROM_BYTES:
+        return np.empty(shape, dtype)
+    check_bytes(f"{what} of shape {tuple(shape)} and dtype {dtype}", nbytes)
+    recycler = _recycler()
+    return np.empty(shape, dtype) if recycler is None else recycler.empty(tuple(shape), dtype)
+
+
+@lru_cache(maxsize=1)
+def _recycler() -> Any:
+    """The module that recycles the memory of results, or None where the extension modules are not there."""
+    try:
+        from .native import _memory
+    except ImportError:
+        return None
+    _memory.set_limit(_checked_recycle_limit())
+    return _memory
+
+
+def _checked_recycle_limit() -> int:
+    text = os.environ.get("FASTCONV_RECYCLE_LIMIT", "").strip()
+    if not text:
+        return RECYCLE_LIMIT
+    if not text.isdecimal():
+        raise ValueError(f"FASTCONV_RECYCLE_LIMIT must be a number of bytes, got {text!r}")
+    return int(text)
 
 
 @dataclass
@@ -97,11 +127,14 @@ def scratch_array(what: str, shape: Sequence[int], dtype: Any) -> np.ndarray:
 
 
 def release_memory() -> None:
-    """Give back the scratch memory that is kept between calls.
+    """Give back the memory that is kept between calls: scratch, and the blocks of results that are no more.
 
-    The calling thread's is freed at once, another thread's when that thread next calls a function of fastconv. Results
-    are not touched: they own their memory.
+    The calling thread's scratch is freed at once, another thread's when that thread next calls a function of fastconv.
+    Arrays that are alive are not touched: they own their memory.
     """
     global _generation
     _generation += 1
     _local.buffer = None
+    recycler = _recycler()
+    if recycler is not None:
+        recycler.release()

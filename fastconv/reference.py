@@ -40,6 +40,7 @@ from fastconv.geometry import (
     conv2d_geometry,
     conv_transpose2d_geometry,
     pool2d_geometry,
+    unpool2d_geometry,
     window2d_geometry,
 )
 
@@ -270,7 +271,9 @@ def max_pool2d_core(x: Array, geometry: Pool2dGeometry) -> tuple[Array, NDArray[
     for i, j in _taps(geometry):
         cell, number = _tap(cells, geometry, i, j), _tap(numbers, geometry, i, j)
         # Taps come in row-major order, and only what is larger takes over: the first of equals and the first NaN stay.
-        better = (indices < 0) | (cell > best) | (np.isnan(cell) & ~np.isnan(best))
+        better = (indices < 0) | (cell > best)
+        if x.dtype.kind in "fc":
+            better |= np.isnan(cell) & ~np.isnan(best)
         better &= number >= 0
         np.copyto(best, cell, where=better)
         np.copyto(indices, number, where=better)
@@ -417,6 +420,8 @@ def conv2d(x: ArrayLike, weight: ArrayLike, bias: ArrayLike | None = None, strid
     bias = _as_bias(bias, geometry.out_channels)
     if activation not in (None, "relu"):
         raise ValueError(f"activation must be None or 'relu', got {activation!r}")
+    if activation is not None and "c" in (x.dtype.kind, weight.dtype.kind, "" if bias is None else bias.dtype.kind):
+        raise TypeError("activation 'relu' needs real numbers, got complex ones")
     return _without_batch(conv2d_core(_as_batch(x), weight, bias, geometry, activation == "relu"), x.ndim == 3)
 
 
@@ -434,7 +439,7 @@ def conv2d_backward(dout: ArrayLike, x: ArrayLike, weight: ArrayLike, stride: An
     dout, x, weight = _as_common(dout=dout, x=x, weight=weight)
     geometry = conv2d_geometry(x.shape, weight.shape, stride, padding, dilation, groups)
     _check_shape("dout", dout, geometry.output_shape, x.ndim == 3)
-    need = tuple(need)
+    need = (need,) if isinstance(need, str) else tuple(need)
     for name in need:
         if name not in ("dx", "dw", "db"):
             raise ValueError(f"need must be made of 'dx', 'dw' and 'db', got {name!r}")
@@ -500,17 +505,15 @@ def max_pool2d(x: ArrayLike, kernel_size: Any, stride: Any = None, padding: Any 
 def max_pool2d_backward(dout: ArrayLike, indices: ArrayLike, input_shape: Any) -> Array:
     """The gradient of :func:`max_pool2d`. Parameters and result as :func:`fastconv.max_pool2d_backward`."""
     dout, indices = _as_numeric("dout", dout), _as_numeric("indices", indices)
-    geometry = window2d_geometry(input_shape, 1, 1, name="input_shape")
-    single, cells = len(input_shape) == 3, math.prod(geometry.in_size)
-    _check_shape("dout", dout, (geometry.batch, geometry.channels, *dout.shape[-2:]), single)
-    _check_shape("indices", indices, dout.shape)
+    geometry = unpool2d_geometry(dout.shape, indices.shape, input_shape)
+    cells = math.prod(geometry.in_size)
     if indices.dtype.kind not in "iu":
         raise TypeError(f"indices must be integers, got dtype {indices.dtype}")
     if indices.size and not 0 <= indices.min() <= indices.max() < cells:
         raise ValueError(f"indices must be from 0 to {cells - 1} with an input_shape of {tuple(input_shape)}, got "
                          f"{indices.min()} to {indices.max()}")
     dx = max_pool2d_backward_core(_as_batch(dout), _as_batch(indices.astype(np.int64, copy=False)), geometry)
-    return _without_batch(dx, single)
+    return _without_batch(dx, dout.ndim == 3)
 
 
 def avg_pool2d(x: ArrayLike, kernel_size: Any, stride: Any = None, padding: Any = 0, ceil_mode: bool = False,

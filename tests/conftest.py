@@ -1,0 +1,210 @@
+"""What all tests share: the engines that they run on, inputs and outputs that give mistakes away, and tolerances.
+
+An *engine* is one way to compute: a backend, for the Cython backend one of its ISA modules, and for convolutions one
+algorithm. The fixtures `forward_engine`, `data_engine`, `weight_engine` and `backward_engine` run a test once for each
+that the dispatch table has; `engine` once for each backend and ISA, for everything that has no `algorithm=`. What this
+machine cannot run is skipped by name.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import hypothesis
+import numpy as np
+import pytest
+
+import fastconv
+from fastconv import dispatch, native
+from fastconv.options import BACKENDS, backend_available, configuration
+
+# --- engines --------------------------------------------------------------------------------------------------------
+
+@dataclass(frozen=True)
+class Engine:
+    """One way to compute. Empty strings where there is nothing to choose."""
+
+    backend: str
+    isa: str = ""
+    algorithm: str = "auto"
+
+    def __str__(self) -> str:
+        return "-".join(part for part in (self.backend, self.isa, self.algorithm) if part)
+
+    @property
+    def missing(self) -> str:
+        """Why this machine cannot run it, or an empty string."""
+        if self.isa and self.isa not in native.available_isas():
+            return f"this CPU cannot run {self.isa}"
+        return "" if backend_available(self.backend) else f"{self.backend} is not installed"
+
+    @contextlib.contextmanager
+    def running(self) -> Iterator[Engine]:
+        """Make fastconv use this backend and ISA. `algorithm` is for the test to pass on."""
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(fastconv.options(backend=self.backend))
+            if self.isa:
+                stack.enter_context(native.using_isa(self.isa))
+            yield self
+
+
+def engines(*operations: str) -> list[Any]:
+    """All engines that have all of `operations`, as pytest parameters; without operations, one for each ISA."""
+    found = []
+    for backend in BACKENDS:
+        if not dispatch.algorithms("forward", backend):
+            continue  # not in the table (yet)
+        algorithms = [""]
+        if operations:
+            tables = [dispatch.algorithms(operation, backend) for operation in operations]
+            algorithms = ["auto", *(name for name in tables[0] if all(name in table for table in tables))]
+        for isa in native.ISAS if backend == "cython" else ("",):
+            for algorithm in algorithms:
+                engine = Engine(backend, isa, algorithm)
+                marks = [pytest.mark.skip(reason=engine.missing)] if engine.missing else []
+                found.append(pytest.param(engine, id=str(engine), marks=marks))
+    return found
+
+
+def _engine_fixture(*operations: str) -> Any:
+    @pytest.fixture(params=engines(*operations))
+    def running_engine(request: pytest.FixtureRequest) -> Iterator[Engine]:
+        with request.param.running() as engine:
+            yield engine
+
+    return running_engine
+
+
+engine = _engine_fixture()
+forward_engine = _engine_fixture("forward")
+data_engine = _engine_fixture("backward_data")
+weight_engine = _engine_fixture("backward_weight")
+backward_engine = _engine_fixture("backward_data", "backward_weight")
+conv_engine = _engine_fixture("forward", "backward_data", "backward_weight")
+
+
+def pytest_report_header(config: pytest.Config) -> list[str]:
+    """What the suite runs with, so that a log tells what was not tested."""
+    settings = configuration()
+    algorithms = "; ".join(f"{name} ({', '.join(dispatch.algorithms('forward', name))})" for name in BACKENDS
+                           if dispatch.algorithms("forward", name) and backend_available(name))
+    return [f"fastconv {settings['fastconv']}: {algorithms}; NumPy {settings['numpy']}",
+            f"ISA {settings['isa']} by default, built: {settings['isas built']}",
+            f"OpenMP {settings['openmp']}, {settings['threads']} threads by default"]
+
+
+# --- hypothesis -----------------------------------------------------------------------------------------------------
+
+# On a build server the same examples each time: a failure there must be the change's. HYPOTHESIS_PROFILE=long searches.
+hypothesis.settings.register_profile("quick", max_examples=25, deadline=None, derandomize="CI" in os.environ)
+hypothesis.settings.register_profile("long", max_examples=1000, deadline=None)
+hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "quick"))
+
+
+# --- inputs and outputs that give mistakes away ---------------------------------------------------------------------
+
+
+def _sentinel(dtype: np.dtype) -> Any:
+    """A value that no result has: NaN where there is one."""
+    if dtype.kind in "fc":
+        return np.nan
+    if dtype.kind == "b":
+        return True
+    return np.iinfo(dtype).max
+
+
+class Surroundings:
+    """Arrays that lie inside larger ones full of sentinels, to see what a kernel touches beside them."""
+
+    RIM = 67  # elements: odd, and more than a tile's row of vectors
+
+    def __init__(self) -> None:
+        self._placed: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
+
+    def __call__(self, shape: tuple[int, ...], dtype: Any, memory: str = "C") -> np.ndarray:
+        """Return an array of sentinels: `memory` is "C", "F", "spread" (gaps between cells) or "reversed"."""
+        dtype = np.dtype(dtype)
+        step = 3 if memory == "spread" else 1
+        outer_shape = (*shape[:-1], shape[-1] * step) if shape else ()
+        size = int(np.prod(outer_shape, dtype=int))
+        whole = np.full(size + 2 * self.RIM, _sentinel(dtype), dtype)
+        inner = whole[self.RIM:self.RIM + size].reshape(outer_shape, order="F" if memory == "F" else "C")
+        inner = inner[..., ::step] if shape else inner
+        if memory == "reversed":
+            inner = inner[(slice(None, None, -1),) * len(shape)]
+        inside = np.zeros(whole.shape, bool)
+        np.lib.stride_tricks.as_strided(inside[self._offset(whole, inner):], inner.shape,
+                                        [s // dtype.itemsize for s in inner.strides])[...] = True
+        self._placed.append((whole, inside, inner))
+        return inner
+
+    def place(self, array: np.ndarray) -> np.ndarray:
+        """Return a C-contiguous copy of `array` in such surroundings, read-only: NaN from beside it shows."""
+        copy = self(array.shape, array.dtype)
+        copy[...] = array
+        copy.flags.writeable = False
+        return copy
+
+    def check(self) -> None:
+        """Fail where something beside one of the arrays was written to."""
+        for whole, inside, inner in self._placed:
+            beside = whole[~inside]
+            untouched = np.isnan(beside) if whole.dtype.kind in "fc" else beside == _sentinel(whole.dtype)
+            assert untouched.all(), f"{(~untouched).sum()} cells beside an array of shape {inner.shape} were written to"
+
+    @staticmethod
+    def _offset(whole: np.ndarray, inner: np.ndarray) -> int:
+        address = inner.__array_interface__["data"][0] - whole.__array_interface__["data"][0]
+        return address // whole.itemsize if inner.size else 0
+
+
+@pytest.fixture
+def poisoned() -> Iterator[Surroundings]:
+    """``poisoned(shape, dtype, memory="C")``: an array for `out=`, full of NaN or of the largest integer.
+
+    What lies beside it in memory is checked when the test ends.
+    """
+    surroundings = Surroundings()
+    yield surroundings
+    surroundings.check()
+
+
+@pytest.fixture
+def rng(request: pytest.FixtureRequest) -> np.random.Generator:
+    """Random numbers that are the same in each run of a test, and differ between tests."""
+    return np.random.default_rng(list(request.node.name.encode()))
+
+
+# --- accuracy (rule 14) ---------------------------------------------------------------------------------------------
+
+#: The largest error over the largest output, by dtype. Winograd may be less accurate in float32.
+STRICT = {"float16": 5e-4, "float32": 2e-6, "float64": 1e-12}
+STRICT_WEIGHT_GRADIENT = STRICT | {"float32": 5e-6}
+STANDARD = STRICT | {"float32": 1e-5}
+
+
+def _assert_accurate(got: np.ndarray, want: np.ndarray, spread: np.ndarray | float = 0.0, *, algorithm: str = "direct",
+                     weight_gradient: bool = False) -> None:
+    """Fail unless `got` is within rule 14 of `want`, which is float64.
+
+    `spread` is the sum of the squares of each output's terms, whose root is what to divide by where the terms cancel.
+    """
+    limits = STANDARD if algorithm == "winograd" else STRICT_WEIGHT_GRADIENT if weight_gradient else STRICT
+    assert got.shape == want.shape
+    if got.size == 0:
+        return
+    assert np.isfinite(got).all(), f"{(~np.isfinite(got)).sum()} of {got.size} cells are not finite"
+    scale = max(np.abs(want).max(), np.sqrt(np.max(spread)))
+    error = np.abs(got.astype(np.float64) - want).max()
+    assert error <= limits[got.dtype.name] * scale, \
+        f"the error is {error / scale:.2g} of the largest output, allowed is {limits[got.dtype.name]:.2g}"
+
+
+@pytest.fixture(scope="session")
+def assert_accurate() -> Callable[..., None]:
+    """``assert_accurate(got, want, spread, algorithm=, weight_gradient=)``: rule 14."""
+    return _assert_accurate

@@ -1,0 +1,115 @@
+"""im2col and col2im: every case, layout and dtype on every engine against the reference."""
+
+from __future__ import annotations
+
+from functools import cache
+
+import numpy as np
+import pytest
+from cases import CORE_CONV_CASES, LOWERING_CASES, ConvCase
+
+import fastconv
+from fastconv import reference
+from fastconv.geometry import LAYOUTS
+
+FLOATS = ("float32", "float64")
+OTHERS = ("int8", "uint8", "int16", "uint16", "int32", "uint32", "int64", "uint64", "float16", "complex64", "complex128")
+
+
+@cache
+def images(case: ConvCase, dtype: str) -> np.ndarray:
+    """Small whole numbers, of which sums are exact in every dtype, so that results can be compared bit by bit."""
+    rng = np.random.default_rng(list(case.id.encode()))
+    return rng.integers(0 if dtype.startswith("u") else -2, 3, case.x).astype(dtype)
+
+
+@cache
+def expected_columns(case: ConvCase, layout: str) -> np.ndarray:
+    return reference.im2col(images(case, "float64"), *case.window, dilation=case.dilation, layout=layout)
+
+
+@cache
+def columns(case: ConvCase, layout: str, dtype: str) -> np.ndarray:
+    rng = np.random.default_rng(list(case.id.encode()))
+    shape = expected_columns(case, layout).shape
+    return rng.integers(0 if dtype.startswith("u") else -2, 2, shape).astype(dtype)
+
+
+@cache
+def expected_images(case: ConvCase, layout: str, unsigned: bool) -> np.ndarray:
+    col = columns(case, layout, "uint64" if unsigned else "int64").astype(np.float64)
+    return reference.col2im(col, case.x, *case.window, dilation=case.dilation, layout=layout)
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("case", LOWERING_CASES, ids=str)
+def test_im2col(case, layout, dtype, engine, poisoned):
+    want = expected_columns(case, layout)
+    out = poisoned(want.shape, dtype)
+    got = fastconv.im2col(poisoned.place(images(case, dtype)), *case.window, dilation=case.dilation, layout=layout,
+                          out=out)
+    assert got is out
+    np.testing.assert_array_equal(got, want)
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("case", LOWERING_CASES, ids=str)
+def test_col2im(case, layout, dtype, engine, poisoned):
+    out = poisoned(case.x, dtype)
+    got = fastconv.col2im(poisoned.place(columns(case, layout, dtype)), case.x, *case.window, dilation=case.dilation,
+                          layout=layout, out=out)
+    assert got is out
+    np.testing.assert_array_equal(got, expected_images(case, layout, unsigned=False))
+
+
+@pytest.mark.parametrize("dtype", OTHERS)
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("case", CORE_CONV_CASES, ids=str)
+def test_other_dtypes(case, layout, dtype, engine):
+    x, col = images(case, dtype), columns(case, layout, dtype)
+    got = fastconv.im2col(x, *case.window, dilation=case.dilation, layout=layout)
+    assert got.dtype == dtype and got.flags.c_contiguous and got.flags.writeable and got.flags.owndata
+    np.testing.assert_array_equal(got, reference.im2col(x, *case.window, dilation=case.dilation, layout=layout))
+    got = fastconv.col2im(col, case.x, *case.window, dilation=case.dilation, layout=layout)
+    assert got.dtype == dtype and got.flags.c_contiguous and got.flags.writeable and got.flags.owndata
+    np.testing.assert_array_equal(got, expected_images(case, layout, unsigned=dtype.startswith("u")))
+
+
+@pytest.mark.parametrize("pad_value", [7, -2.5, np.nan, -np.inf])
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("case", CORE_CONV_CASES, ids=str)
+def test_pad_value(case, layout, pad_value, engine):
+    got = fastconv.im2col(images(case, "float32"), *case.window, dilation=case.dilation, layout=layout,
+                          pad_value=pad_value)
+    # Where the image has a cell, by lowering an image of ones.
+    inside = reference.im2col(np.ones(case.x), *case.window, dilation=case.dilation, layout=layout) == 1
+    np.testing.assert_array_equal(got, np.where(inside, expected_columns(case, layout), pad_value))
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_three_axes_drop_the_batch(layout, engine):
+    x = np.arange(3 * 6 * 7, dtype=np.float32).reshape(3, 6, 7)
+    got = fastconv.im2col(x, 2, 3, 2, 1, layout=layout)
+    batch = fastconv.im2col(x[np.newaxis], 2, 3, 2, 1, layout=layout)
+    # "rows" and "cs231n" run the batch into an axis of positions, so that only the others have one to drop.
+    assert got.shape == (batch.shape if layout in ("rows", "cs231n") else batch.shape[1:])
+    np.testing.assert_array_equal(got, batch.reshape(got.shape))
+    back = fastconv.col2im(got, x.shape, 2, 3, 2, 1, layout=layout)
+    assert back.shape == x.shape
+    np.testing.assert_array_equal(back, fastconv.col2im(batch, (1, *x.shape), 2, 3, 2, 1, layout=layout)[0])
+
+
+def test_layouts_hold_the_same_cells(engine):
+    """What each layout means, said with transpositions of one another."""
+    x = np.random.default_rng(0).standard_normal((2, 3, 6, 5))
+    window, (n, c, kh, kw, oh, ow) = (3, 2, 2, 1), (2, 3, 3, 2, 3, 3)
+    windows = fastconv.im2col(x, *window, layout="windows")
+    assert windows.shape == (n, c, kh, kw, oh, ow)
+    np.testing.assert_array_equal(fastconv.im2col(x, *window, layout="rows"),
+                                  windows.transpose(0, 4, 5, 1, 2, 3).reshape(n * oh * ow, c * kh * kw))
+    np.testing.assert_array_equal(fastconv.im2col(x, *window, layout="columns"),
+                                  windows.reshape(n, c * kh * kw, oh * ow))
+    np.testing.assert_array_equal(fastconv.im2col(x, *window, layout="cs231n"),
+                                  windows.transpose(1, 2, 3, 4, 5, 0).reshape(c * kh * kw, oh * ow * n))

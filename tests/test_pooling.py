@@ -1,0 +1,159 @@
+"""Maximum and average pooling and their gradients: every case on every engine against the reference."""
+
+from __future__ import annotations
+
+from functools import cache
+
+import numpy as np
+import pytest
+from cases import CORE_POOL_CASES, POOL_CASES, PoolCase
+
+import fastconv
+from fastconv import reference
+
+FLOATS = ("float32", "float64")
+OTHERS = ("int8", "uint8", "int16", "uint16", "int32", "uint32", "int64", "uint64", "float16")
+#: count_include_pad, divisor_override
+DIVISORS = ((True, None), (False, None), (True, 3), (False, -2))
+
+
+@cache
+def images(case: PoolCase, dtype: str) -> np.ndarray:
+    """Few different values, so that there are ties in most windows."""
+    rng = np.random.default_rng(list(case.id.encode()))
+    return rng.integers(0 if dtype.startswith("u") else -3, 4, case.x).astype(dtype)
+
+
+@cache
+def expected_maximum(case: PoolCase) -> tuple[np.ndarray, np.ndarray]:
+    return reference.max_pool2d(images(case, "float64"), **case.arguments, return_indices=True)
+
+
+@cache
+def output_gradient(case: PoolCase, dtype: str) -> np.ndarray:
+    """Small whole numbers: their sums are exact."""
+    rng = np.random.default_rng(list(case.id.encode()))
+    return rng.integers(-4, 5, expected_maximum(case)[0].shape).astype(dtype)
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
+@pytest.mark.parametrize("case", POOL_CASES, ids=str)
+def test_max_pool(case, dtype, engine, poisoned):
+    want, _ = expected_maximum(case)
+    out = poisoned(want.shape, dtype)
+    got = fastconv.max_pool2d(poisoned.place(images(case, dtype)), **case.arguments, out=out)
+    assert got is out
+    np.testing.assert_array_equal(got, want)
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
+@pytest.mark.parametrize("case", POOL_CASES, ids=str)
+def test_max_pool_of_different_values(case, dtype, engine):
+    """Where no two cells are equal, and no cell is above the padding's zero."""
+    x = -1 - np.random.default_rng(list(case.id.encode())).permutation(np.prod(case.x)).reshape(case.x).astype(dtype)
+    got, indices = fastconv.max_pool2d(x, **case.arguments, return_indices=True)
+    want, want_indices = reference.max_pool2d(x, **case.arguments, return_indices=True)
+    np.testing.assert_array_equal(got, want)
+    np.testing.assert_array_equal(indices, want_indices)
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
+@pytest.mark.parametrize("case", POOL_CASES, ids=str)
+def test_max_pool_with_indices(case, dtype, engine, poisoned):
+    want, want_indices = expected_maximum(case)
+    out = poisoned(want.shape, dtype)
+    got, indices = fastconv.max_pool2d(poisoned.place(images(case, dtype)), **case.arguments, return_indices=True,
+                                       out=out)
+    assert got is out
+    np.testing.assert_array_equal(got, want)
+    assert indices.dtype == np.int64 and indices.flags.c_contiguous and indices.flags.owndata
+    np.testing.assert_array_equal(indices, want_indices)
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
+@pytest.mark.parametrize("case", POOL_CASES, ids=str)
+def test_max_pool_backward(case, dtype, engine, poisoned):
+    _, indices = expected_maximum(case)
+    dout = output_gradient(case, dtype)
+    dx = poisoned(case.x, dtype)
+    got = fastconv.max_pool2d_backward(poisoned.place(dout), poisoned.place(indices), case.x, out=dx)
+    assert got is dx
+    np.testing.assert_array_equal(got, reference.max_pool2d_backward(dout.astype(np.float64), indices, case.x))
+
+
+@pytest.mark.parametrize("dtype", OTHERS)
+@pytest.mark.parametrize("case", CORE_POOL_CASES, ids=str)
+def test_max_pool_of_other_dtypes(case, dtype, engine):
+    x = images(case, dtype)
+    want, want_indices = reference.max_pool2d(x.astype(np.float64), **case.arguments, return_indices=True)
+    got, indices = fastconv.max_pool2d(x, **case.arguments, return_indices=True)
+    assert got.dtype == dtype
+    np.testing.assert_array_equal(got, want)
+    np.testing.assert_array_equal(indices, want_indices)
+    np.testing.assert_array_equal(fastconv.max_pool2d(x, **case.arguments), got)
+
+
+@pytest.mark.parametrize("divisor", DIVISORS, ids=str)
+@pytest.mark.parametrize("dtype", FLOATS)
+@pytest.mark.parametrize("case", POOL_CASES, ids=str)
+def test_avg_pool(case, dtype, divisor, engine, poisoned, assert_accurate):
+    how = {**case.arguments, "count_include_pad": divisor[0], "divisor_override": divisor[1]}
+    x = np.random.default_rng(list(case.id.encode())).standard_normal(case.x).astype(dtype)
+    want = reference.avg_pool2d(x.astype(np.float64), **how)
+    out = poisoned(want.shape, dtype)
+    got = fastconv.avg_pool2d(poisoned.place(x), **how, out=out)
+    assert got is out
+    assert_accurate(got, want)
+
+
+@pytest.mark.parametrize("divisor", DIVISORS, ids=str)
+@pytest.mark.parametrize("dtype", FLOATS)
+@pytest.mark.parametrize("case", POOL_CASES, ids=str)
+def test_avg_pool_backward(case, dtype, divisor, engine, poisoned, assert_accurate):
+    how = {**case.arguments, "count_include_pad": divisor[0], "divisor_override": divisor[1]}
+    dout = output_gradient(case, dtype)
+    want = reference.avg_pool2d_backward(dout.astype(np.float64), case.x, **how)
+    dx = poisoned(case.x, dtype)
+    got = fastconv.avg_pool2d_backward(poisoned.place(dout), case.x, **how, out=dx)
+    assert got is dx
+    assert_accurate(got, want)
+
+
+@pytest.mark.parametrize("case", CORE_POOL_CASES, ids=str)
+def test_avg_pool_of_float16(case, engine, assert_accurate):
+    x, dout = images(case, "float16"), output_gradient(case, "float16")
+    got = fastconv.avg_pool2d(x, **case.arguments)
+    assert got.dtype == np.float16
+    assert_accurate(got, reference.avg_pool2d(x.astype(np.float64), **case.arguments))
+    got = fastconv.avg_pool2d_backward(dout, case.x, **case.arguments)
+    assert got.dtype == np.float16
+    assert_accurate(got, reference.avg_pool2d_backward(dout.astype(np.float64), case.x, **case.arguments))
+
+
+@pytest.mark.parametrize("call", [
+    lambda x: fastconv.max_pool2d(x, 3, 2, 1),
+    lambda x: fastconv.max_pool2d(x, 3, 2, 1, return_indices=True)[1],
+    lambda x: fastconv.avg_pool2d(x, 3, 2, 1),
+    lambda x: fastconv.max_pool2d_backward(x[..., :4, :4], np.zeros(x[..., :4, :4].shape, int), x.shape),
+    lambda x: fastconv.avg_pool2d_backward(x[..., :4, :4], x.shape, 3, 2, 1),
+    fastconv.global_avg_pool2d,
+    fastconv.global_max_pool2d,
+], ids=["max", "indices", "avg", "max-backward", "avg-backward", "global-avg", "global-max"])
+def test_three_axes_are_a_batch_of_one(call, engine):
+    x = np.random.default_rng(0).standard_normal((3, 7, 8)).astype(np.float32)
+    got = call(x)
+    assert got.ndim == call(x[np.newaxis]).ndim - 1
+    np.testing.assert_array_equal(got, call(x[np.newaxis])[0])
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
+@pytest.mark.parametrize("shape", [(2, 3, 7, 9), (1, 1, 1, 1), (3, 5, 1, 65), (1, 2, 130, 70), (0, 2, 3, 3)], ids=str)
+def test_global_pools(shape, dtype, engine, assert_accurate):
+    x = np.random.default_rng(0).standard_normal(shape).astype(dtype)
+    mean, largest = fastconv.global_avg_pool2d(x), fastconv.global_max_pool2d(x)
+    assert mean.dtype == largest.dtype == dtype
+    spread = (x.astype(np.float64) ** 2).mean(axis=(2, 3)) / np.prod(shape[2:])
+    assert_accurate(mean, reference.global_avg_pool2d(x.astype(np.float64)), spread)
+    np.testing.assert_array_equal(largest, reference.global_max_pool2d(x))
+    # A pooling whose window is the image.
+    np.testing.assert_array_equal(largest.ravel(), fastconv.max_pool2d(x, shape[2:]).ravel())
