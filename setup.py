@@ -108,13 +108,15 @@ def extensions() -> list[Extension]:
     macros = [("NPY_NO_DEPRECATED_API", "NPY_1_23_API_VERSION")]
     table = " ".join(f'FC_ISA("{isa.name}", {isa.predicate})' for isa in built if isa.features)
     folder = "fastconv/native"
-    headers = [f"{folder}/{name}" for name in ("simd.h", "tiles.h")]
-    parts = [f"{folder}/{name}.pxi" for name in ("common", "im2col", "direct", "pooling")]
+    headers = [f"{folder}/{name}" for name in ("simd.h", "tiles.h", "machine.h")]
+    parts = [f"{folder}/{name}.pxi" for name in ("common", "im2col", "direct", "implicit_gemm", "pooling", "machine")]
     common = {"extra_link_args": links, "include_dirs": [folder, numpy.get_include()], "depends": headers + parts}
     modules = [Extension("fastconv.native._cpu", [f"{folder}/_cpu.pyx"], extra_compile_args=list(flags),
                          define_macros=[*macros, ("FC_ISA_TABLE", table)], **common)]
     modules += [Extension("fastconv.native._memory", [f"{folder}/_memory.pyx"], extra_compile_args=list(flags),
                           define_macros=macros, **common)]
+    modules.append(Extension("fastconv.native._allocations", [f"{folder}/_allocations.pyx"], extra_compile_args=list(flags),
+                             define_macros=macros, **common))
     modules += [Extension(f"fastconv.native._{isa.name}", [f"{folder}/_{isa.name}.pyx"],
                           extra_compile_args=flags + isa.flags, define_macros=macros, **common) for isa in built]
     return cythonize(modules, compiler_directives={

@@ -6,6 +6,8 @@ They neither choose nor check.
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -29,11 +31,16 @@ class Budget:
 
 
 class Backend(Protocol):
-    """The signatures that every backend has."""
+    """The signatures that every backend has.
+
+    An algorithm is a set of methods named after it: ``<algorithm>_<operation>`` runs an operation,
+    ``<algorithm>_unsupported`` says why it could not, ``<algorithm>_bytes`` what scratch it takes. Beside ``direct``, a
+    backend may have ``implicit_gemm`` and ``winograd``; the table in :mod:`fastconv.dispatch` has those that it has.
+    """
 
     name: str
 
-    def supports(self, dtype: np.dtype) -> str | None: ...
+    def direct_unsupported(self, operation: str, geometry: Conv2dGeometry, dtype: np.dtype) -> str | None: ...
     def direct_bytes(self, operation: str, geometry: Conv2dGeometry, dtype: np.dtype, threads: int) -> int: ...
     def direct_forward(self, x: Array, weight: Array, bias: Array | None, relu: bool, geometry: Conv2dGeometry,
                        out: Array, budget: Budget) -> None: ...
@@ -58,15 +65,34 @@ class NumpyBackend:
 
     name = "numpy"
 
-    def supports(self, dtype: np.dtype) -> str | None:
+    def direct_unsupported(self, operation: str, geometry: Conv2dGeometry, dtype: np.dtype) -> str | None:
         return None
 
     def direct_bytes(self, operation: str, geometry: Conv2dGeometry, dtype: np.dtype, threads: int) -> int:
-        # the padded float64 image, one shifted view of it at a time, and the float64 sum
-        padded = geometry.batch * geometry.channels * geometry.padded_size[0] * geometry.padded_size[1]
-        window = geometry.batch * geometry.channels * geometry.positions
-        result = geometry.batch * geometry.out_channels * geometry.positions
-        return 8 * (padded + window + 2 * result)
+        # What is alive at one time in the cores of reference.py, which compute in a wider dtype. (The arrays, not the
+        # arithmetic: a view costs nothing, a reshape that must copy does.)
+        g, narrow, wide = geometry, dtype.itemsize, reference._sum_dtype(dtype).itemsize
+        planes, pixels = g.batch * g.channels, g.batch * g.positions
+        reach_h, reach_w = (max(padded, (out - 1) * step + e) for padded, out, step, e in
+                            zip(g.padded_size, g.out_size, g.stride, g.extent, strict=True))
+        cells = planes * reach_h * reach_w * wide
+        weights = math.prod(g.weight_shape) * wide
+        outputs = g.out_channels * pixels * wide
+        widened = outputs if narrow != wide else 0  # dout
+        # What a tap sees is copied, unless its rows lie one behind the other in the padded image.
+        in_a_row = 1 in g.out_size or g.stride[0] * reach_w == g.stride[1] * g.out_size[1]
+        seen = 0 if in_a_row else g.channels * pixels * wide
+        if operation == "forward":  # the sum, and one tap's product
+            return cells + weights + outputs + seen + outputs
+        if operation == "backward_data":
+            return max(weights + widened + cells + g.channels * pixels * wide, cells + math.prod(g.input_shape) * narrow)
+        # (N, C, P) -> (C, N*P), of dout once and of what each tap sees
+        whole = 1 in (g.batch, g.positions)
+        turned_dout = 0 if whole or g.out_channels == 1 else outputs
+        one_plane = g.channels == 1 and (seen > 0 or reach_h * reach_w == g.positions)
+        turned = 0 if whole or one_plane else g.channels * pixels * wide
+        tap = max(seen + turned, (turned or seen) + weights // g.taps, weights // wide * narrow if narrow != wide else 0)
+        return cells + max(widened + turned_dout, (turned_dout or widened) + weights + tap)
 
     def direct_forward(self, x: Array, weight: Array, bias: Array | None, relu: bool, geometry: Conv2dGeometry,
                        out: Array, budget: Budget) -> None:
@@ -118,7 +144,7 @@ class CythonBackend(NumpyBackend):
 
     name = "cython"
 
-    def supports(self, dtype: np.dtype) -> str | None:
+    def direct_unsupported(self, operation: str, geometry: Conv2dGeometry, dtype: np.dtype) -> str | None:
         if dtype in KERNEL_DTYPES:
             return None
         return f"kernels are for float32 and float64, not for {dtype}"
@@ -129,11 +155,16 @@ class CythonBackend(NumpyBackend):
 
         return native.kernels
 
-    def direct_bytes(self, operation: str, geometry: Conv2dGeometry, dtype: np.dtype, threads: int) -> int:
+    @staticmethod
+    def _bytes(workspace: Callable[..., tuple[int, int]], operation: str, geometry: Conv2dGeometry, dtype: np.dtype,
+               threads: int) -> int:
         if 16 * geometry.channels * geometry.padded_size[0] * geometry.padded_size[1] >= 2**62:
             return 2**62  # beyond what the kernels' own arithmetic could hold, and any memory
-        shared, each = self._kernels().direct_workspace(operation, geometry, dtype.itemsize, threads)
-        return int(shared + threads * each)
+        shared, each = workspace(operation, geometry, dtype.itemsize, threads)
+        return shared + threads * each
+
+    def direct_bytes(self, operation: str, geometry: Conv2dGeometry, dtype: np.dtype, threads: int) -> int:
+        return self._bytes(self._kernels().direct_workspace, operation, geometry, dtype, threads)
 
     def direct_forward(self, x: Array, weight: Array, bias: Array | None, relu: bool, geometry: Conv2dGeometry,
                        out: Array, budget: Budget) -> None:
@@ -152,6 +183,25 @@ class CythonBackend(NumpyBackend):
         if not self._kernels().direct_backward_weight(dout, x, geometry, out, memory.scratch(budget.nbytes),
                                                       budget.threads):
             im2col_gemm.backward_weight(self, dout, x, geometry, out, im2col_gemm.modest(budget))
+
+    def implicit_gemm_unsupported(self, operation: str, geometry: Conv2dGeometry, dtype: np.dtype) -> str | None:
+        if operation == "backward_data" and geometry.stride != (1, 1):
+            return f"backward_data is for stride 1, not for {geometry.stride}"
+        return self.direct_unsupported(operation, geometry, dtype)
+
+    def implicit_gemm_bytes(self, operation: str, geometry: Conv2dGeometry, dtype: np.dtype, threads: int) -> int:
+        return self._bytes(self._kernels().implicit_gemm_workspace, operation, geometry, dtype, threads)
+
+    def implicit_gemm_forward(self, x: Array, weight: Array, bias: Array | None, relu: bool, geometry: Conv2dGeometry,
+                              out: Array, budget: Budget) -> None:
+        self._kernels().implicit_gemm_forward(x, weight, bias, relu, geometry, out, memory.scratch(budget.nbytes),
+                                              budget.threads)
+
+    def implicit_gemm_backward_data(self, dout: Array, weight: Array, geometry: Conv2dGeometry, out: Array,
+                                    budget: Budget) -> None:
+        if not self._kernels().implicit_gemm_backward_data(dout, weight, geometry, out, memory.scratch(budget.nbytes),
+                                                           budget.threads):
+            im2col_gemm.backward_data(self, dout, weight, geometry, out, im2col_gemm.modest(budget))
 
     def im2col(self, x: Array, geometry: Window2dGeometry, layout: str, pad_value: Any, out: Array,
                threads: int) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any
 
 import numpy as np
@@ -57,26 +57,23 @@ def _register(kernel: Kernel) -> None:
 
 
 def _register_backend(backend: Backend) -> None:
-    def direct_bytes(operation: str) -> Callable[[Conv2dGeometry, np.dtype, int, int | None], int]:
-        def nbytes(geometry: Conv2dGeometry, dtype: np.dtype, threads: int, limit: int | None) -> int:
-            return backend.direct_bytes(operation, geometry, dtype, threads)
-        return nbytes
-
-    def im2col_bytes(operation: str) -> Callable[[Conv2dGeometry, np.dtype, int, int | None], int]:
-        def nbytes(geometry: Conv2dGeometry, dtype: np.dtype, threads: int, limit: int | None) -> int:
-            return im2col_gemm.workspace(operation, geometry, dtype, limit)
-        return nbytes
-
-    def with_backend(function: Callable[..., None]) -> Callable[..., None]:
-        def run(*arguments: Any) -> None:
-            function(backend, *arguments)
-        return run
-
+    """Enter what a backend has: its own algorithms by their methods' names, and im2col, which any backend can do."""
     for operation in OPERATIONS:
-        _register(Kernel(operation, "direct", backend.name, getattr(backend, f"direct_{operation}"),
-                         lambda geometry, dtype: backend.supports(dtype), direct_bytes(operation)))
-        _register(Kernel(operation, "im2col", backend.name, with_backend(getattr(im2col_gemm, operation)),
-                         lambda geometry, dtype: None, im2col_bytes(operation)))
+        for algorithm in ALGORITHMS:
+            run = getattr(backend, f"{algorithm}_{operation}", None)
+            if run is not None:
+                nbytes = getattr(backend, f"{algorithm}_bytes")
+                _register(Kernel(operation, algorithm, backend.name, run,
+                                 partial(getattr(backend, f"{algorithm}_unsupported"), operation),
+                                 partial(_fixed_bytes, nbytes, operation)))
+        _register(Kernel(operation, "im2col", backend.name, partial(getattr(im2col_gemm, operation), backend),
+                         lambda geometry, dtype: None, partial(im2col_gemm.workspace, operation)))
+
+
+def _fixed_bytes(nbytes: Callable[..., int], operation: str, geometry: Conv2dGeometry, dtype: np.dtype, threads: int,
+                 limit: int | None) -> int:
+    """The scratch of an algorithm that has no smaller tiles to fall back on: it depends on the threads alone."""
+    return nbytes(operation, geometry, dtype, threads)
 
 
 for _backend in BACKENDS.values():
@@ -84,7 +81,7 @@ for _backend in BACKENDS.values():
 
 
 def algorithms(operation: str, backend: str) -> tuple[str, ...]:
-    """The algorithms that a backend has for an operation, in the order in which ``auto`` prefers them."""
+    """The algorithms that a backend has for an operation."""
     return tuple(name for name in ALGORITHMS if (operation, name, backend) in TABLE)
 
 
@@ -191,9 +188,8 @@ def select(operation: str, geometry: Conv2dGeometry, dtype: np.dtype, settings: 
     if algorithm != "auto" and (operation, algorithm, backend) not in TABLE:
         raise NotImplementedError(f"algorithm {algorithm!r} does not exist for {operation} on backend {backend!r}; "
                                   f"there are {', '.join(map(repr, algorithms(operation, backend)))}")
-    candidates: list[Candidate] = []
-    chosen: Kernel | None = None
-    smallest: tuple[int, str] | None = None
+    able: list[Kernel] = []
+    too_large: dict[str, int] = {}
     for name in algorithms(operation, backend):
         kernel = TABLE[operation, name, backend]
         why_not = kernel.unsupported(geometry, dtype)
@@ -201,25 +197,37 @@ def select(operation: str, geometry: Conv2dGeometry, dtype: np.dtype, settings: 
             if name == algorithm:
                 raise NotImplementedError(f"algorithm {name!r} on backend {backend!r} cannot do this: {why_not}")
             continue
+        able.append(kernel)
         least = kernel.nbytes(geometry, dtype, 1, limit)
         if limit is not None and least > limit:
-            reason = f"needs {least:,} bytes of workspace, over the workspace_limit of {limit:,}"
-            if smallest is None or least < smallest[0]:
-                smallest = least, name
+            too_large[name] = least
             if name == algorithm:
                 memory.check_bytes(f"algorithm {name!r}", least, limit)
-        elif algorithm not in ("auto", name):
-            reason = f"not asked for: algorithm={algorithm!r}"
-        elif chosen is not None:
-            reason = f"{chosen.algorithm} is preferred: it needs less memory and makes no column matrix"
-        else:
-            chosen = kernel
-            reason = "asked for" if name == algorithm else _why(name, dtype)
-        candidates.append(Candidate(name, kernel.nbytes(geometry, dtype, threads, limit), reason))
-    if chosen is None:
-        least, name = smallest or (0, "im2col")  # im2col supports everything: only the limit can have stopped it
+    fitting = [kernel for kernel in able if kernel.algorithm not in too_large]
+    if not fitting:
+        name = min(too_large, key=too_large.__getitem__)  # im2col can do everything: only the limit stopped it
         raise MemoryError(f"no algorithm fits the workspace_limit of {limit:,} bytes; {name!r} needs the least, "
-                          f"{least:,} bytes")
+                          f"{too_large[name]:,} bytes")
+    estimates = {kernel.algorithm: estimate(kernel.algorithm, operation, geometry) for kernel in fitting}
+    chosen = next((kernel for kernel in fitting if kernel.algorithm == algorithm), None) or \
+        min(fitting, key=lambda kernel: estimates[kernel.algorithm])
+
+    candidates = []
+    for kernel in able:
+        name = kernel.algorithm
+        if name in too_large:
+            reason = f"needs {too_large[name]:,} bytes of workspace, over the workspace_limit of {limit:,}"
+        elif name == algorithm:
+            reason = "asked for"
+        elif algorithm != "auto":
+            reason = f"not asked for: algorithm={algorithm!r}"
+        elif len(able) == 1:
+            reason = f"the only one for {dtype}"
+        else:
+            reason = f"estimated at {estimates[name]:.2f} times the arithmetic alone"
+            reason += ", the least" if kernel is chosen else \
+                f"; {chosen.algorithm} at {estimates[chosen.algorithm]:.2f}"
+        candidates.append(Candidate(name, kernel.nbytes(geometry, dtype, threads, limit), reason))
     while threads > 1 and limit is not None and chosen.nbytes(geometry, dtype, threads, limit) > limit:
         threads -= 1  # scratch is per thread: fewer of them share the limit
     nbytes = chosen.nbytes(geometry, dtype, threads, limit)
@@ -227,10 +235,35 @@ def select(operation: str, geometry: Conv2dGeometry, dtype: np.dtype, settings: 
                 tuple(candidates), chosen, geometry, Budget(threads, nbytes))
 
 
-def _why(name: str, dtype: np.dtype) -> str:
-    if name == "direct":
-        return "no column matrix: the micro-kernel reads a padded copy of a few rows"
-    return f"the only one for {dtype}"
+# What the algorithms cost beside the FMAs of the definition, in the unit of one FMA instruction. Fitted to the rows of
+# bench/layers.py on a Zen 5 (AVX-512, float32): each ranks the two kernels as their measured times do, but where these
+# are within 4% of each other.
+_PANEL = 64  # pixels of a tile
+_PANEL_FMAS = 4  # FMA instructions that a tile needs for one output channel and one term
+_RUN, _ROW = 8.0, 8.0  # implicit GEMM: to pack one run of pixels of one term, and one term at all
+_STORE = 60.0  # direct: to store a tile's pixels of one channel by way of scratch, as most tiles that cross rows are
+_COLUMN = 100.0  # im2col: to write a term's pixels to memory and read them again
+
+
+def estimate(algorithm: str, operation: str, geometry: Conv2dGeometry) -> float:
+    """Predicted time of an algorithm over the time of the definition's FMAs alone, on one thread. A pure function."""
+    terms = geometry.channels // geometry.groups * geometry.taps
+    rows = geometry.out_channels // geometry.groups
+    height, width = geometry.out_size
+    if operation == "backward_data":
+        terms, rows = rows * geometry.taps, geometry.channels // geometry.groups
+        height, width = (-(-n // s) for n, s in zip(geometry.in_size, geometry.stride, strict=True))
+    if algorithm == "im2col":
+        return 1 + (_COLUMN + _STORE) / (_PANEL_FMAS * rows)
+    if algorithm == "direct":
+        between = (geometry.kernel[1] - 1) * geometry.dilation[1] // geometry.stride[1]
+        waste = ((height - 1) * (width + between) + width) / (height * width)
+        if rows <= 2 or operation == "backward_weight":  # row by row: nothing between rows, nothing by way of scratch
+            return 1.0
+        return waste + _STORE / (_PANEL_FMAS * terms)
+    if algorithm == "implicit_gemm":
+        return 1 + (_RUN * (_PANEL / width + 1) + _ROW) / (_PANEL_FMAS * rows)
+    raise ValueError(f"no estimate for algorithm {algorithm!r}")
 
 
 _select = lru_cache(maxsize=4096)(select)

@@ -75,7 +75,7 @@ def _batched(array: Array, rank: int = 4) -> Array:
 
 
 class _Result:
-    """Where a result goes: into a new array or the caller's ``out``, by way of a temporary one where kernels need it."""
+    """Where a result goes: a new array or the caller's ``out``, by way of a temporary one where kernels need it."""
 
     def __init__(self, shape: tuple[int, ...], dtype: np.dtype, compute: np.dtype, out: Any,
                  **inputs: Array | None) -> None:
@@ -303,7 +303,8 @@ def pack_weight(weight: ArrayLike, input_shape: Any, stride: Any = 1, padding: A
     Returns
     -------
     PackedWeight
-        Takes the place of `weight` in :func:`conv2d`, which raises ValueError where the rest of the geometry is another.
+        Takes the place of `weight` in :func:`conv2d`, which raises ValueError where the rest of the geometry is
+        another.
     """
     array = _as_array("weight", weight, (4,))
     geometry = conv2d_geometry(as_shape("input_shape", input_shape, (3, 4)), array.shape, stride, padding, dilation,

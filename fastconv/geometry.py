@@ -322,12 +322,12 @@ class Pool2dGeometry(Window2dGeometry):
         """What is wrong where some window has no cell inside the image (dilation can do that), otherwise None."""
         for axis, name in enumerate(("rows", "columns")):
             size, step, gap, taps = self.in_size[axis], self.stride[axis], self.dilation[axis], self.kernel[axis]
-            if gap == 1:  # a padding below the extent leaves no empty window
+            if gap <= size:  # padding is below the extent, and no step is long enough to pass over the image
                 continue
-            for o in range(self.out_size[axis]):
+            # A window that starts inside the image has a cell there: only those that start before it are looked at.
+            for o in range(min(self.out_size[axis], -(-self.pads[axis][0] // step))):
                 start = o * step - self.pads[axis][0]
-                first = max(0, -(start // gap))
-                if first >= taps or start + first * gap >= size:
+                if start + -(start // gap) * gap >= size:
                     last = start + (taps - 1) * gap
                     return (f"the window at output {name[:-1]} {o} covers {name} {start} to {last} in steps of {gap} "
                             f"and has no cell inside the input's 0 to {size - 1}")

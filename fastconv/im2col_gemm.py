@@ -66,8 +66,11 @@ def _weight_bytes(geometry: Conv2dGeometry, dtype: np.dtype, images: int, rows: 
 _BYTES = {"forward": _columns_bytes, "backward_data": _columns_bytes, "backward_weight": _weight_bytes}
 
 
-def workspace(operation: str, geometry: Conv2dGeometry, dtype: np.dtype, limit: int | None) -> int:
-    """Bytes of scratch within `limit` (None: no limit); the least possible where even that exceeds the limit."""
+def workspace(operation: str, geometry: Conv2dGeometry, dtype: np.dtype, threads: int, limit: int | None) -> int:
+    """Bytes of scratch within `limit` (None: no limit), for any number of threads.
+
+    The least possible where even that exceeds the limit.
+    """
     images, rows = _tile_size(operation, geometry, dtype, limit)
     return _BYTES[operation](geometry, dtype, images, rows)
 

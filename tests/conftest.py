@@ -1,9 +1,9 @@
 """What all tests share: the engines that they run on, inputs and outputs that give mistakes away, and tolerances.
 
 An *engine* is one way to compute: a backend, for the Cython backend one of its ISA modules, and for convolutions one
-algorithm. The fixtures `forward_engine`, `data_engine`, `weight_engine` and `backward_engine` run a test once for each
-that the dispatch table has; `engine` once for each backend and ISA, for everything that has no `algorithm=`. What this
-machine cannot run is skipped by name.
+algorithm. The fixtures `forward_engine`, `data_engine`, `weight_engine`, `backward_engine` and `conv_engine` run a test
+once for each that the dispatch table has, and once for ``"auto"``; `engine` once for each backend and ISA, for all that
+has no `algorithm=`. What this machine cannot run is skipped by name.
 """
 
 from __future__ import annotations
@@ -64,6 +64,8 @@ def engines(*operations: str) -> list[Any]:
             algorithms = ["auto", *(name for name in tables[0] if all(name in table for table in tables))]
         for isa in native.ISAS if backend == "cython" else ("",):
             for algorithm in algorithms:
+                if algorithm == "auto" and isa not in ("", native.isa):
+                    continue  # the choice does not look at the ISA
                 engine = Engine(backend, isa, algorithm)
                 marks = [pytest.mark.skip(reason=engine.missing)] if engine.missing else []
                 found.append(pytest.param(engine, id=str(engine), marks=marks))

@@ -1,4 +1,4 @@
-"""Rule 16: the book's names. What is expected is computed by the book's algorithms, written anew here in plain NumPy."""
+"""Rule 16: the book's names. What is expected is computed by the book's algorithms, written anew in plain NumPy."""
 
 from __future__ import annotations
 
@@ -101,8 +101,9 @@ def test_shapes_in_the_book():
     assert im2col(np.zeros((10, 3, 7, 7)), 5, 5, stride=1, pad=0).shape == (90, 75)
 
 
-@pytest.mark.parametrize("shape, window", [((2, 3, 7, 7), (5, 5)), ((2, 3, 8, 9), (3, 2, 2)), ((1, 2, 5, 6), (3, 3, 1, 1)),
-                                           ((3, 1, 6, 6), (2, 2, 3, 2)), ((0, 2, 4, 4), (2, 2))], ids=str)
+@pytest.mark.parametrize(("shape", "window"), [
+    ((2, 3, 7, 7), (5, 5)), ((2, 3, 8, 9), (3, 2, 2)), ((1, 2, 5, 6), (3, 3, 1, 1)), ((3, 1, 6, 6), (2, 2, 3, 2)),
+    ((0, 2, 4, 4), (2, 2))], ids=str)
 def test_im2col_and_col2im(shape, window, engine):
     images = np.random.default_rng(0).integers(-9, 10, shape).astype(np.float64)
     names = dict(zip(("filter_h", "filter_w", "stride", "pad"), window, strict=False))
@@ -134,7 +135,7 @@ def convolution(dtype: str = "float64", bias_shape: tuple[int, ...] = (5,), **ho
 
 
 @pytest.mark.parametrize("how", [{}, {"stride": 2}, {"pad": 1}, {"stride": 3, "pad": 2}], ids=str)
-@pytest.mark.parametrize("dtype, tolerance", [("float64", 1e-12), ("float32", 1e-4)])
+@pytest.mark.parametrize(("dtype", "tolerance"), [("float64", 1e-12), ("float32", 1e-4)])
 def test_convolution(dtype, tolerance, how, engine):
     layer, book, x, dout = convolution(dtype, **how)
     for attribute in ("x", "col", "col_W", "dW", "db"):
@@ -150,7 +151,9 @@ def test_convolution(dtype, tolerance, how, engine):
     np.testing.assert_allclose(layer.dW, book.dW, rtol=0, atol=tolerance)
     np.testing.assert_allclose(layer.db, book.db, rtol=0, atol=tolerance)
     assert dx.dtype == layer.dW.dtype == layer.db.dtype == dtype
-    assert dx.shape == x.shape and layer.dW.shape == layer.W.shape and layer.db.shape == (5,)
+    assert dx.shape == x.shape
+    assert layer.dW.shape == layer.W.shape
+    assert layer.db.shape == (5,)
 
 
 def test_arguments_have_the_books_names_and_defaults():
@@ -266,21 +269,28 @@ def test_integers_and_mixed_dtypes():
 # --- Pooling ----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("pool", [(2, 2), (2, 2, 1), (3, 2, 2), (3, 3, 2, 1), (2, 3, 1, 1), (3, 3, 3, 2), (1, 1, 1)], ids=str)
+@pytest.mark.parametrize("pool", [(2, 2), (2, 2, 1), (3, 2, 2), (3, 3, 2, 1), (2, 3, 1, 1), (3, 3, 3, 2), (1, 1, 1)],
+                         ids=str)
 @pytest.mark.parametrize("dtype", ["float64", "float32"])
 def test_pooling(dtype, pool, engine):
     x = np.random.default_rng(0).integers(-4, 3, (2, 3, 9, 8)).astype(dtype)  # with many equal cells
     layer, book = Pooling(*pool), BookPooling(*pool)
-    assert layer.x is None and layer.arg_max is None
+    assert layer.x is None
+    assert layer.arg_max is None
     out = layer.forward(x)
     np.testing.assert_array_equal(out, book.forward(x))
-    assert layer.x is x and out.dtype == dtype
-    assert layer.arg_max.dtype == np.int64 and layer.arg_max.shape == (out.size,)
+    assert layer.x is x
+    assert out.dtype == dtype
+    assert layer.arg_max.dtype == np.int64
+    assert layer.arg_max.shape == (out.size,)
     np.testing.assert_array_equal(layer.arg_max, book.arg_max)
     dout = np.random.default_rng(1).integers(-9, 10, out.shape).astype(dtype)
     dx = layer.backward(dout)
     np.testing.assert_array_equal(dx, book.backward(dout))
-    assert dx.dtype == dtype and dx.shape == x.shape and dx.flags.writeable and not np.shares_memory(dx, dout)
+    assert dx.dtype == dtype
+    assert dx.shape == x.shape
+    assert dx.flags.writeable
+    assert not np.shares_memory(dx, dout)
 
 
 def test_pooling_with_padding_of_negative_images():
@@ -302,7 +312,8 @@ def test_pooling_finds_the_first_nan():
 def test_an_empty_batch():
     conv, pool = Convolution(np.ones((4, 3, 3, 3)), np.zeros(4)), Pooling(2, 2)
     out = pool.forward(conv.forward(np.zeros((0, 3, 8, 8))))
-    assert out.shape == (0, 4, 3, 3) and pool.arg_max.shape == (0,)
+    assert out.shape == (0, 4, 3, 3)
+    assert pool.arg_max.shape == (0,)
     assert conv.backward(pool.backward(out)).shape == (0, 3, 8, 8)
     np.testing.assert_array_equal(conv.dW, np.zeros((4, 3, 3, 3)))
     np.testing.assert_array_equal(conv.db, np.zeros(4))
@@ -321,7 +332,8 @@ def test_only_batches(call):
         call(np.ones((3, 5, 5)))
 
 
-@pytest.mark.parametrize("layer", [Convolution(np.ones((4, 3, 2, 2)), 0.0), Pooling(2, 2)], ids=["Convolution", "Pooling"])
+@pytest.mark.parametrize("layer", [Convolution(np.ones((4, 3, 2, 2)), 0.0), Pooling(2, 2)],
+                         ids=["Convolution", "Pooling"])
 def test_backward_comes_after_forward(layer):
     with pytest.raises(RuntimeError, match="forward"):
         layer.backward(np.ones((1, 4, 2, 2)))
@@ -379,7 +391,7 @@ class SoftmaxWithLoss:
 
 
 class SimpleConvNet:
-    """conv - relu - pool - affine - relu - affine - softmax, as the book builds it. `layers` holds the layer classes."""
+    """conv - relu - pool - affine - relu - affine - softmax, as the book builds it; `layers` has the layer classes."""
 
     def __init__(self, layers, input_dim=(1, 10, 10), filter_num=3, filter_size=3, hidden_size=7, output_size=4):
         rng = np.random.default_rng(3)

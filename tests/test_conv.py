@@ -92,7 +92,9 @@ def compute(engine: Any, expected_algorithm: str, call: Any, *args: Any, **kwarg
 def assert_fresh(array: np.ndarray, dtype: str) -> None:
     """Results are C-contiguous, writable and own their memory (section 2)."""
     assert array.dtype == dtype
-    assert array.flags.c_contiguous and array.flags.writeable and array.flags.owndata
+    assert array.flags.c_contiguous
+    assert array.flags.writeable
+    assert array.flags.owndata
 
 
 @pytest.mark.parametrize("dtype", FLOATS)
@@ -124,7 +126,7 @@ def test_forward_with_bias_and_relu(case, dtype, forward_engine, poisoned, asser
 
 @pytest.mark.parametrize("dtype", FLOATS)
 @pytest.mark.parametrize("case", CORE_CONV_CASES, ids=str)
-@pytest.mark.parametrize("bias, activation", [(True, None), (False, "relu")])
+@pytest.mark.parametrize(("bias", "activation"), [(True, None), (False, "relu")])
 def test_forward_with_bias_or_relu(case, dtype, bias, activation, forward_engine, assert_accurate):
     p = problem(case, dtype)
     algorithm = p.algorithm(forward_engine, "forward")

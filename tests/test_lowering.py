@@ -13,7 +13,8 @@ from fastconv import reference
 from fastconv.geometry import LAYOUTS
 
 FLOATS = ("float32", "float64")
-OTHERS = ("int8", "uint8", "int16", "uint16", "int32", "uint32", "int64", "uint64", "float16", "complex64", "complex128")
+OTHERS = ("int8", "uint8", "int16", "uint16", "int32", "uint32", "int64", "uint64", "float16", "complex64",
+          "complex128")
 
 
 @cache
@@ -70,10 +71,16 @@ def test_col2im(case, layout, dtype, engine, poisoned):
 def test_other_dtypes(case, layout, dtype, engine):
     x, col = images(case, dtype), columns(case, layout, dtype)
     got = fastconv.im2col(x, *case.window, dilation=case.dilation, layout=layout)
-    assert got.dtype == dtype and got.flags.c_contiguous and got.flags.writeable and got.flags.owndata
+    assert got.dtype == dtype
+    assert got.flags.c_contiguous
+    assert got.flags.writeable
+    assert got.flags.owndata
     np.testing.assert_array_equal(got, reference.im2col(x, *case.window, dilation=case.dilation, layout=layout))
     got = fastconv.col2im(col, case.x, *case.window, dilation=case.dilation, layout=layout)
-    assert got.dtype == dtype and got.flags.c_contiguous and got.flags.writeable and got.flags.owndata
+    assert got.dtype == dtype
+    assert got.flags.c_contiguous
+    assert got.flags.writeable
+    assert got.flags.owndata
     np.testing.assert_array_equal(got, expected_images(case, layout, unsigned=dtype.startswith("u")))
 
 

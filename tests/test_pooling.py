@@ -66,7 +66,9 @@ def test_max_pool_with_indices(case, dtype, engine, poisoned):
                                        out=out)
     assert got is out
     np.testing.assert_array_equal(got, want)
-    assert indices.dtype == np.int64 and indices.flags.c_contiguous and indices.flags.owndata
+    assert indices.dtype == np.int64
+    assert indices.flags.c_contiguous
+    assert indices.flags.owndata
     np.testing.assert_array_equal(indices, want_indices)
 
 

@@ -1,4 +1,4 @@
-"""Threads: the same bits for any number of them (rule 12), calls from many Python threads at once and after fork (15)."""
+"""Threads: the same bits for any number of them (rule 12), calls from many Python threads and after fork (15)."""
 
 from __future__ import annotations
 
@@ -187,7 +187,8 @@ def test_rule_15_the_gil_is_released_during_the_work(engine):
 def run_script(script: str, timeout: float = 120, **environment: str) -> str:
     """Run it in a new interpreter and return what it prints; a hang is a failure and not a hang of the suite."""
     # The environment's own settings would decide what the script is about.
-    inherited = {name: value for name, value in os.environ.items() if not name.startswith(("FASTCONV_", "OMP_", "GOMP_"))}
+    inherited = {name: value for name, value in os.environ.items()
+                 if not name.startswith(("FASTCONV_", "OMP_", "GOMP_"))}
     done = subprocess.run([sys.executable, "-c", textwrap.dedent(script)], env={**inherited, **environment},
                           capture_output=True, text=True, timeout=timeout, check=False)
     assert done.returncode == 0, done.stderr

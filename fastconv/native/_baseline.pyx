@@ -3,4 +3,6 @@
 include "common.pxi"
 include "im2col.pxi"
 include "direct.pxi"
+include "implicit_gemm.pxi"
 include "pooling.pxi"
+include "machine.pxi"

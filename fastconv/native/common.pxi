@@ -68,22 +68,3 @@ cdef void inside(Py_ssize_t size, Py_ssize_t start, Py_ssize_t step, Py_ssize_t 
     """The range [first, stop) of i in [0, count) for which 0 <= start + i*step < size."""
     first[0] = least(most(ceil_div(-start, step), 0), count)
     stop[0] = most(least(ceil_div(size - start, step), count), first[0])
-
-
-cdef void copy_row(real* to, Py_ssize_t count, const real* row, Py_ssize_t size, Py_ssize_t start,
-                   Py_ssize_t step) noexcept nogil:
-    """to[i] = row[start + i*step] for i in [0, count), and 0 where that lies outside the row's `size` cells."""
-    cdef Py_ssize_t i, first, stop
-    inside(size, start, step, count, &first, &stop)
-    if first > 0:
-        memset(to, 0, first * sizeof(real))
-    if step == 1:
-        memcpy(to + first, row + start + first, (stop - first) * sizeof(real))
-    elif step == 2:  # by itself, so that the compiler sees a constant and de-interleaves with vector permutes
-        for i in range(first, stop):
-            to[i] = row[start + i * 2]
-    else:
-        for i in range(first, stop):
-            to[i] = row[start + i * step]
-    if stop < count:
-        memset(to + stop, 0, (count - stop) * sizeof(real))

@@ -48,12 +48,22 @@ cdef extern from "simd.h" nogil:
     correlate_f64 fc_correlate_table_f64[4][6]
     inner_f32 fc_inner_table_f32[4][6]
     inner_f64 fc_inner_table_f64[4][6]
+    enum: FC_PLANE_ROWS
+    void fc_pad_rows_f32(float*, ptrdiff_t, ptrdiff_t, ptrdiff_t, ptrdiff_t, const float*, ptrdiff_t, ptrdiff_t,
+                         const float*)
+    void fc_pad_rows_f64(double*, ptrdiff_t, ptrdiff_t, ptrdiff_t, ptrdiff_t, const double*, ptrdiff_t, ptrdiff_t,
+                         const double*)
+    void fc_plane_rows_f32(ptrdiff_t, ptrdiff_t, ptrdiff_t, ptrdiff_t, int, const float*, const float*, ptrdiff_t,
+                           const ptrdiff_t*, ptrdiff_t, float*, ptrdiff_t, const float*, int)
+    void fc_plane_rows_f64(ptrdiff_t, ptrdiff_t, ptrdiff_t, ptrdiff_t, int, const double*, const double*, ptrdiff_t,
+                           const ptrdiff_t*, ptrdiff_t, double*, ptrdiff_t, const double*, int)
     int fc_all_finite_f32(const float*, ptrdiff_t)
     int fc_all_finite_f64(const double*, ptrdiff_t)
 
 cdef enum:
     BAND_BYTES = 393216   # of a band's flat copy: with the weights that stream past, it fits an L2 of 1 MB
     REDUCTION = 256       # terms that are added up in a register before they go to the output tile
+    FEW_ROWS = 2          # up to so many output planes of a group are computed row by row, not in tiles of channels
     CHUNK_PIXELS = 2048   # backward weight: pixels of one chunk, whose sum stays in registers
     BLOCK_ROWS = 126      # backward weight: the most output channels of one item,
     BLOCK_CHANNELS = 128  # and the most input channels
@@ -79,19 +89,32 @@ cdef struct Flat:
 cdef void fill_flat(const Flat* f, real* to, const real* source, Py_ssize_t channels, Py_ssize_t position,
                     Py_ssize_t rows) noexcept nogil:
     """Copy `rows` + halo rows of each of `channels` source planes, from `position` on."""
-    cdef Py_ssize_t c, a, b, y, row
+    cdef Py_ssize_t c, a, b, row, first, stop, above, inner, start
     cdef real* at
-    for c in range(channels):
-        for a in range(f.slots_h):
-            for b in range(f.slots_w):
+    cdef const real* end = source + channels * f.h * f.w
+    cdef Py_ssize_t total = rows + f.halo
+    for a in range(f.slots_h):
+        row = position * f.step_h + f.phase_h[a] + f.base_h
+        inside(f.h, row, f.step_h, total, &above, &inner)  # rows [above, inner) lie in the image
+        for b in range(f.slots_w):
+            start = f.phase_w[b] + f.base_w
+            inside(f.w, start, f.step_w, f.length, &first, &stop)
+            for c in range(channels):
                 at = to + ((c * f.slots_h + a) * f.slots_w + b) * f.plane
-                for y in range(rows + f.halo):
-                    row = (position + y) * f.step_h + f.phase_h[a] + f.base_h
-                    if row < 0 or row >= f.h:
-                        memset(at, 0, f.length * sizeof(real))
-                    else:
-                        copy_row(at, f.length, source + (c * f.h + row) * f.w, f.w, f.phase_w[b] + f.base_w, f.step_w)
-                    at += f.length
+                memset(at, 0, above * f.length * sizeof(real))
+                if inner > above:
+                    pad_rows(at + above * f.length, f.length, inner - above, first, stop,
+                             source + (c * f.h + row + above * f.step_h) * f.w + start + first * f.step_w, f.step_w,
+                             f.step_h * f.w, end)
+                memset(at + inner * f.length, 0, (total - inner) * f.length * sizeof(real))
+
+
+cdef inline void pad_rows(real* to, Py_ssize_t length, Py_ssize_t rows, Py_ssize_t first, Py_ssize_t stop,
+                          const real* source, Py_ssize_t step, Py_ssize_t following, const real* end) noexcept nogil:
+    if real is float:
+        fc_pad_rows_f32(to, length, rows, first, stop, source, step, following, end)
+    else:
+        fc_pad_rows_f64(to, length, rows, first, stop, source, step, following, end)
 
 
 cdef Py_ssize_t residues(Py_ssize_t kernel, Py_ssize_t dilation, Py_ssize_t stride, Py_ssize_t* phase,
@@ -109,6 +132,34 @@ cdef Py_ssize_t residues(Py_ssize_t kernel, Py_ssize_t dilation, Py_ssize_t stri
             count += 1
         slot[k] = s
     return count
+
+
+cdef Py_ssize_t tap_tables(const Window* v) noexcept nogil:
+    """Elements of the tables in front of a forward offset table: phases and slots of the taps."""
+    return 2 * (v.kh + v.kw)
+
+
+cdef ptrdiff_t* fill_tap_tables(Flat* f, const Window* v, Py_ssize_t channels, char* tables) noexcept nogil:
+    """Phases, and behind them the offset of each (channel, kh, kw) in the flat copy, to which a pointer is returned."""
+    cdef Py_ssize_t c, i, j
+    cdef Py_ssize_t* slot_h
+    cdef Py_ssize_t* slot_w
+    cdef ptrdiff_t* offset
+    cdef ptrdiff_t* at
+    f.phase_h = <Py_ssize_t*> tables
+    f.phase_w = f.phase_h + v.kh
+    slot_h = f.phase_w + v.kw
+    slot_w = slot_h + v.kh
+    at = offset = <ptrdiff_t*> (slot_w + v.kw)
+    residues(v.kh, v.dh, v.sh, f.phase_h, slot_h)
+    residues(v.kw, v.dw, v.sw, f.phase_w, slot_w)
+    for c in range(channels):
+        for i in range(v.kh):
+            for j in range(v.kw):
+                at[0] = (((c * f.slots_h + slot_h[i]) * f.slots_w + slot_w[j]) * f.plane
+                         + i * v.dh // v.sh * f.length + j * v.dw // v.sw)
+                at += 1
+    return offset
 
 
 cdef void choose_band(Flat* f, Py_ssize_t channels, Py_ssize_t itemsize, Py_ssize_t budget) noexcept nogil:
@@ -141,6 +192,8 @@ cdef struct Correlation:
     Py_ssize_t classes
     TapClass* taps
     ptrdiff_t* offset
+    Py_ssize_t filter_h, filter_w
+    int grid                         # 1 or -1 where a tap one row below is a row of the flat copy below or above, or 0
     Py_ssize_t group_weights         # elements of one group's weights
     Py_ssize_t blocks                # blocks of output planes that are dealt out separately
     Py_ssize_t bands
@@ -150,27 +203,75 @@ cdef struct Correlation:
 
 cdef void correlate_tile(const real* a, Py_ssize_t lda, const real* b, const ptrdiff_t* offset, Py_ssize_t terms,
                          Py_ssize_t rows, Py_ssize_t vectors, real* c, Py_ssize_t ldc, const real* bias,
-                         bint relu) noexcept nogil:
-    """One output tile over all terms, in chunks of about REDUCTION."""
+                         int flags) noexcept nogil:
+    """One output tile over all terms, in chunks of about REDUCTION. With FC_ACCUMULATE it is added to c."""
     cdef Py_ssize_t chunks = most((terms + REDUCTION // 2) // REDUCTION, 1)
     cdef Py_ssize_t i, start = 0, stop
-    cdef int flags
-    cdef const real* last_bias
+    cdef int now
     for i in range(chunks):
         stop = terms * (i + 1) // chunks
-        flags = FC_ACCUMULATE if i > 0 else 0
-        last_bias = NULL
+        now = (flags if i == 0 else FC_ACCUMULATE) & FC_ACCUMULATE
         if i == chunks - 1:
-            last_bias = bias
-            if relu:
-                flags |= FC_RELU
+            now |= flags & FC_RELU
         if real is float:
             fc_correlate_table_f32[vectors - 1][rows - 1](a + start, lda, b, offset + start, stop - start, c, ldc,
-                                                          last_bias, flags)
+                                                          bias if i == chunks - 1 else NULL, now)
         else:
             fc_correlate_table_f64[vectors - 1][rows - 1](a + start, lda, b, offset + start, stop - start, c, ldc,
-                                                          last_bias, flags)
+                                                          bias if i == chunks - 1 else NULL, now)
         start = stop
+
+
+cdef void plane_band(const Correlation* job, const TapClass* taps, Py_ssize_t q0, Py_ssize_t q1, const real* flat,
+                     const real* a, const real* bias, bint relu, real* out, real* spare) noexcept nogil:
+    """Rows [q0, q1) of one output plane for one class of taps, a few rows at a time (depthwise, single filters).
+
+    Rows that are narrower than a vector, or whose pixels lie apart in the output, go by way of `spare`.
+    """
+    cdef const Flat* f = &job.flat
+    cdef Py_ssize_t lanes = FC_VECTOR_BYTES // sizeof(real)
+    cdef Py_ssize_t width = taps.last_w - taps.first_w
+    cdef Py_ssize_t first = most(q0, taps.first_h), last = least(q1, taps.last_h)
+    cdef bint apart = taps.step_w > 1 or width < lanes
+    cdef Py_ssize_t wide = most(width, lanes)
+    cdef Py_ssize_t q, rows, i, chunk, start, stop
+    # chunks of whole grids of taps
+    cdef Py_ssize_t each = job.filter_h * job.filter_w if job.grid != 0 else 1
+    cdef Py_ssize_t chunks = least(most((taps.terms + REDUCTION // 2) // REDUCTION, 1), most(taps.terms // each, 1))
+    cdef const real* b
+    cdef real* to
+    cdef Py_ssize_t ldc
+    cdef int flags
+    # steps over whole vectors are repeated at the end of a row, which an accumulating pass must not do
+    apart = apart or chunks > 1
+    q = first
+    while q < last:
+        rows = least(last - q, FC_PLANE_ROWS)
+        b = flat + (q - q0) * f.length + taps.first_w - job.base_j
+        to = out + (q * taps.step_h + taps.start_h) * job.out_w + taps.first_w * taps.step_w + taps.start_w
+        ldc = taps.step_h * job.out_w
+        if apart:
+            # whole vectors, so that nothing is repeated; the flat copy has the slack
+            wide = ceil_div(width, lanes) * lanes
+        start = 0
+        for chunk in range(chunks):
+            stop = taps.terms // each * (chunk + 1) // chunks * each
+            flags = FC_ACCUMULATE if chunk > 0 else 0
+            if relu and chunk == chunks - 1:
+                flags |= FC_RELU
+            if real is float:
+                fc_plane_rows_f32(rows, wide, job.filter_h, job.filter_w, job.grid, a + start, b, f.length, job.offset + taps.table + start, stop - start,
+                                  spare if apart else to, wide if apart else ldc,
+                                  bias if chunk == chunks - 1 else NULL, flags)
+            else:
+                fc_plane_rows_f64(rows, wide, job.filter_h, job.filter_w, job.grid, a + start, b, f.length, job.offset + taps.table + start, stop - start,
+                                  spare if apart else to, wide if apart else ldc,
+                                  bias if chunk == chunks - 1 else NULL, flags)
+            start = stop
+        if apart:
+            for i in range(rows):
+                store_run(to + i * ldc, taps.step_w, spare + i * wide, width)
+        q += rows
 
 
 cdef void correlate_item(const Correlation* job, Py_ssize_t item, const real* source, const real* weights,
@@ -205,6 +306,11 @@ cdef void correlate_item(const Correlation* job, Py_ssize_t item, const real* so
         taps = &job.taps[t]
         if most(q0, taps.first_h) >= least(q1, taps.last_h):
             continue
+        if job.rows <= FEW_ROWS:
+            for m in range(job.rows * m_first // all_tiles, job.rows * m_last // all_tiles):
+                plane_band(job, taps, q0, q1, flat, weights + taps.weights + m * taps.terms,
+                           bias + m if bias != NULL else NULL, relu, out + m * plane, tile)
+            continue
         p = (most(q0, taps.first_h) - q0) * f.length + taps.first_w - job.base_j
         end = (least(q1, taps.last_h) - 1 - q0) * f.length + taps.last_w - job.base_j
         while p < end:
@@ -219,10 +325,10 @@ cdef void correlate_item(const Correlation* job, Py_ssize_t item, const real* so
                     # the whole tile is one run of output pixels: it goes there from the registers
                     to = out + m * plane + (q * taps.step_h + taps.start_h) * job.out_w + j + taps.start_w
                     correlate_tile(a, taps.terms, flat + p, job.offset + taps.table, taps.terms, rows, vectors, to,
-                                   plane, bias + m if bias != NULL else NULL, relu)
+                                   plane, bias + m if bias != NULL else NULL, FC_RELU if relu else 0)
                     continue
                 correlate_tile(a, taps.terms, flat + p, job.offset + taps.table, taps.terms, rows, vectors, tile,
-                               FC_TILE_VECTORS * lanes, bias + m if bias != NULL else NULL, relu)
+                               FC_TILE_VECTORS * lanes, bias + m if bias != NULL else NULL, FC_RELU if relu else 0)
                 done = 0
                 while done < least(vectors * lanes, end - p):
                     # the runs of output pixels that the tile crosses
@@ -268,21 +374,19 @@ cdef void finish_correlation(Correlation* job, Py_ssize_t itemsize, Py_ssize_t t
     job.flat_bytes = aligned((job.sources * f.slots_h * f.slots_w * f.plane) * itemsize
                              + FC_TILE_VECTORS * FC_VECTOR_BYTES)
     job.thread_bytes = job.flat_bytes + aligned(FC_TILE_ROWS * FC_TILE_VECTORS * FC_VECTOR_BYTES)
+    if job.rows <= FEW_ROWS:
+        job.thread_bytes += aligned(FC_PLANE_ROWS * (f.length * itemsize + FC_VECTOR_BYTES))
 
 
 cdef Py_ssize_t forward_tables(const Window* v) noexcept nogil:
     """Bytes of the tables of a forward correlation."""
-    return aligned((v.c // v.groups * v.kh * v.kw + 2 * (v.kh + v.kw)) * sizeof(Py_ssize_t) + sizeof(TapClass))
+    return aligned((v.c // v.groups * v.kh * v.kw + tap_tables(v)) * sizeof(Py_ssize_t) + sizeof(TapClass))
 
 
 cdef void plan_forward(Correlation* job, const Window* v, Py_ssize_t itemsize, Py_ssize_t threads,
                        char* tables) noexcept nogil:
     """The correlation that is the convolution itself. With tables == NULL only the sizes are filled in."""
     cdef Flat* f = &job.flat
-    cdef Py_ssize_t c, i, j
-    cdef Py_ssize_t* slot_h
-    cdef Py_ssize_t* slot_w
-    cdef ptrdiff_t* at
     memset(job, 0, sizeof(Correlation))
     f.h, f.w = v.h, v.w
     f.step_h, f.step_w, f.base_h, f.base_w = v.sh, v.sw, -v.top, -v.left
@@ -295,26 +399,15 @@ cdef void plan_forward(Correlation* job, const Window* v, Py_ssize_t itemsize, P
     job.batch, job.groups = v.n, v.groups
     job.sources, job.rows = v.c // v.groups, v.k // v.groups
     job.out_h, job.out_w = v.oh, v.ow
+    job.filter_h, job.filter_w = v.kh, v.kw
+    job.grid = 1 if v.sh == 1 and v.dh == 1 else 0
     job.classes = 1
     job.group_weights = job.rows * job.sources * v.kh * v.kw
     finish_correlation(job, itemsize, threads)
     if tables == NULL:
         return
     job.taps = <TapClass*> tables
-    f.phase_h = <Py_ssize_t*> (tables + sizeof(TapClass))
-    f.phase_w = f.phase_h + v.kh
-    slot_h = f.phase_w + v.kw
-    slot_w = slot_h + v.kh
-    job.offset = <ptrdiff_t*> (slot_w + v.kw)
-    residues(v.kh, v.dh, v.sh, f.phase_h, slot_h)
-    residues(v.kw, v.dw, v.sw, f.phase_w, slot_w)
-    at = job.offset
-    for c in range(job.sources):
-        for i in range(v.kh):
-            for j in range(v.kw):
-                at[0] = (((c * f.slots_h + slot_h[i]) * f.slots_w + slot_w[j]) * f.plane
-                         + i * v.dh // v.sh * f.length + j * v.dw // v.sw)
-                at += 1
+    job.offset = fill_tap_tables(f, v, job.sources, tables + sizeof(TapClass))
     job.taps[0] = TapClass(job.sources * v.kh * v.kw, 0, 0, 0, 1, 0, v.oh, 0, 1, 0, v.ow)
 
 
@@ -355,6 +448,8 @@ cdef void plan_backward(Correlation* job, const Window* v, Py_ssize_t itemsize, 
     job.batch, job.groups = v.n, v.groups
     job.sources, job.rows = kg, cg
     job.out_h, job.out_w = v.h, v.w
+    job.filter_h, job.filter_w = v.kh, v.kw
+    job.grid = -1 if v.sh == 1 and v.sw == 1 and v.dh == 1 else 0  # otherwise a class has some of the taps only
     job.classes = axis_classes(v.h, v.sh) * axis_classes(v.w, v.sw)
     job.group_weights = cg * kg * v.kh * v.kw
     finish_correlation(job, itemsize, threads)
@@ -412,6 +507,17 @@ cdef void turn_weights(const Correlation* job, const Window* v, const real* weig
             n += 1
 
 
+cdef void turn_all_weights(const Correlation* job, const Window* v, const real* weights, real* to,
+                           int threads) noexcept nogil:
+    cdef Py_ssize_t i, channels = v.c // v.groups
+    if threads == 1 or v.groups * job.group_weights < 65536:
+        for i in range(v.c):
+            turn_weights(job, v, weights, i // channels, i % channels, to)
+    else:
+        for i in prange(v.c, num_threads=threads, schedule="static"):
+            turn_weights(job, v, weights, i // channels, i % channels, to)
+
+
 # --- backward weight: inner products of two flat copies ---------------------------------------------------------------
 
 cdef struct InnerJob:
@@ -429,16 +535,13 @@ cdef struct InnerJob:
 
 
 cdef Py_ssize_t inner_tables(const Window* v) noexcept nogil:
-    return aligned((least(v.c // v.groups, BLOCK_CHANNELS) * v.kh * v.kw + 2 * (v.kh + v.kw)) * sizeof(Py_ssize_t))
+    return aligned((least(v.c // v.groups, BLOCK_CHANNELS) * v.kh * v.kw + tap_tables(v)) * sizeof(Py_ssize_t))
 
 
 cdef void plan_inner(InnerJob* job, const Window* v, Py_ssize_t itemsize, Py_ssize_t threads, char* tables) noexcept nogil:
     cdef Flat* f = &job.flat
     cdef Py_ssize_t lanes = FC_VECTOR_BYTES // itemsize
-    cdef Py_ssize_t c, i, j, items, channels
-    cdef Py_ssize_t* slot_h
-    cdef Py_ssize_t* slot_w
-    cdef ptrdiff_t* at
+    cdef Py_ssize_t items, channels
     cdef Correlation forward
     plan_forward(&forward, v, itemsize, 1, NULL)
     job.flat = forward.flat
@@ -462,22 +565,8 @@ cdef void plan_inner(InnerJob* job, const Window* v, Py_ssize_t itemsize, Py_ssi
     channels = job.block_c * f.slots_h * f.slots_w
     job.x_bytes = aligned((job.segments * channels * f.plane + lanes) * itemsize)
     job.thread_bytes = job.x_bytes + aligned(job.segments * job.block_k * job.pixels * itemsize)
-    if tables == NULL:
-        return
-    f.phase_h = <Py_ssize_t*> tables
-    f.phase_w = f.phase_h + v.kh
-    slot_h = f.phase_w + v.kw
-    slot_w = slot_h + v.kh
-    job.offset = <ptrdiff_t*> (slot_w + v.kw)
-    residues(v.kh, v.dh, v.sh, f.phase_h, slot_h)
-    residues(v.kw, v.dw, v.sw, f.phase_w, slot_w)
-    at = job.offset
-    for c in range(job.block_c):
-        for i in range(v.kh):
-            for j in range(v.kw):
-                at[0] = (((c * f.slots_h + slot_h[i]) * f.slots_w + slot_w[j]) * f.plane
-                         + i * v.dh // v.sh * f.length + j * v.dw // v.sw)
-                at += 1
+    if tables != NULL:
+        job.offset = fill_tap_tables(f, v, job.block_c, tables)
 
 
 cdef void inner_item(const InnerJob* job, Py_ssize_t item, const real* x, const real* dout, real* dw,
@@ -635,7 +724,6 @@ cdef int backward_data_of(cnp.ndarray dout, cnp.ndarray weight, object geometry,
     cdef char* work = <char*> cnp.PyArray_DATA(scratch)
     cdef const real* w = <const real*> cnp.PyArray_DATA(weight)
     cdef real* turned
-    cdef Py_ssize_t i, channels
     cdef bint finite
     with nogil:
         finite = all_finite(w, v.k * (v.c // v.groups) * v.kh * v.kw)
@@ -644,13 +732,7 @@ cdef int backward_data_of(cnp.ndarray dout, cnp.ndarray weight, object geometry,
             work += backward_tables(&v)
             turned = <real*> work
             work += aligned(v.groups * job.group_weights * sizeof(real))
-            channels = v.c // v.groups
-            if threads == 1 or v.groups * job.group_weights < 65536:
-                for i in range(v.c):
-                    turn_weights(&job, &v, w, i // channels, i % channels, turned)
-            else:
-                for i in prange(v.c, num_threads=threads, schedule="static"):
-                    turn_weights(&job, &v, w, i // channels, i % channels, turned)
+            turn_all_weights(&job, &v, w, turned, threads)
             run_correlation(&job, <const real*> cnp.PyArray_DATA(dout), <const real*> turned, <const real*> NULL, False,
                             <real*> cnp.PyArray_DATA(out), work, threads)
     return finite

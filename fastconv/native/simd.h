@@ -35,33 +35,48 @@
 #define FC_TILE_VECTORS 2
 #endif
 #define FC_TILE_ROWS 6
+#define FC_PLANE_ROWS 4
+#define FC_PLANE_FILTER 7
 
 #define FC_INLINE static inline __attribute__((always_inline))
 
-/* Before a loop with a constant number of rounds that must vanish, so that the array it runs over can live in registers. */
+/* Before a loop with a constant number of rounds, at most 16, that must vanish, so that the array it runs over can live in
+ * registers. (A limit below the rounds would unroll in part, which GCC 12 was seen to compile wrongly.) */
 #if defined(__clang__)
 #define FC_UNROLL _Pragma("clang loop unroll(full)")
 #else
-#define FC_UNROLL _Pragma("GCC unroll 8")
+#define FC_UNROLL _Pragma("GCC unroll 16")
 #endif
+
+/* In a loop of few rounds: keeps the compiler from making it a call of memset or memcpy, which costs more than it. */
+#define FC_FEW __asm__ volatile("")
 
 /* What the epilogue of a tile does besides storing it. */
 enum { FC_ACCUMULATE = 1, FC_RELU = 2 };
 
+/* A run of `count` elements that is copied from one place to another. */
+typedef struct {
+    ptrdiff_t from, to, count;
+} fc_run;
+
 #define FC_T float
 #define FC_INT int32_t
+#define FC_LANES (FC_VECTOR_BYTES / 4)
 #define FC_NAME(name) fc_##name##_f32
 #include "tiles.h"
 #undef FC_T
 #undef FC_INT
+#undef FC_LANES
 #undef FC_NAME
 
 #define FC_T double
 #define FC_INT int64_t
+#define FC_LANES (FC_VECTOR_BYTES / 8)
 #define FC_NAME(name) fc_##name##_f64
 #include "tiles.h"
 #undef FC_T
 #undef FC_INT
+#undef FC_LANES
 #undef FC_NAME
 
 #endif

@@ -3,7 +3,7 @@
 #define VEC FC_NAME(vec)
 #define IVEC FC_NAME(ivec)
 #define UVEC FC_NAME(uvec)
-#define LANES ((ptrdiff_t)(FC_VECTOR_BYTES / sizeof(FC_T)))
+#define LANES ((ptrdiff_t)FC_LANES)
 
 typedef FC_T VEC __attribute__((vector_size(FC_VECTOR_BYTES)));
 typedef FC_INT IVEC __attribute__((vector_size(FC_VECTOR_BYTES)));
@@ -179,6 +179,214 @@ static const FC_NAME(inner_fn) FC_NAME(inner_table)[FC_TILE_VECTORS][FC_TILE_ROW
     INNER_TABLE(3), INNER_TABLE(4),
 #endif
 };
+
+/* The even lanes of a, then those of b. GCC and clang spell it differently. */
+FC_INLINE VEC FC_NAME(even)(VEC a, VEC b)
+{
+#if FC_LANES == 16
+#define FC_EVEN 0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30
+#elif FC_LANES == 8
+#define FC_EVEN 0, 2, 4, 6, 8, 10, 12, 14
+#elif FC_LANES == 4
+#define FC_EVEN 0, 2, 4, 6
+#else
+#define FC_EVEN 0, 2
+#endif
+#if defined(__clang__)
+    return __builtin_shufflevector(a, b, FC_EVEN);
+#else
+    return __builtin_shuffle(a, b, (IVEC){FC_EVEN});
+#endif
+#undef FC_EVEN
+}
+
+/* LANES elements from[0], from[step], ...; reads step*LANES elements where the step is 1, 2 or 4. */
+FC_INLINE VEC FC_NAME(take_vector)(const FC_T *from, const int step)
+{
+    if (step == 1)
+        return *(const UVEC *)from;
+    if (step == 2)
+        return FC_NAME(even)(*(const UVEC *)from, *(const UVEC *)(from + LANES));
+    return FC_NAME(even)(FC_NAME(even)(*(const UVEC *)from, *(const UVEC *)(from + LANES)),
+                         FC_NAME(even)(*(const UVEC *)(from + 2 * LANES), *(const UVEC *)(from + 3 * LANES)));
+}
+
+FC_INLINE void FC_NAME(copy_rows)(FC_T *to, ptrdiff_t length, ptrdiff_t rows, ptrdiff_t first, ptrdiff_t stop,
+                                  const FC_T *from, const ptrdiff_t step, const int vector, ptrdiff_t next,
+                                  const FC_T *end)
+{
+    const ptrdiff_t count = stop - first;
+    for (ptrdiff_t y = 0; y < rows; y++, to += length, from += next) {
+        FC_T *at = to + first;
+        ptrdiff_t i = 0;
+        for (ptrdiff_t k = 0; k < first; k++) {
+            FC_FEW;
+            to[k] = 0;
+        }
+        if (vector) {
+            for (; i + LANES <= count && from + (i + LANES) * step <= end; i += LANES)
+                *(UVEC *)(at + i) = FC_NAME(take_vector)(from + i * step, vector);
+            /* the rest with one vector that ends where the row does */
+            if (i < count && count >= LANES && from + count * step <= end) {
+                *(UVEC *)(at + count - LANES) = FC_NAME(take_vector)(from + (count - LANES) * step, vector);
+                i = count;
+            }
+        }
+        for (; i < count; i++) {
+            FC_FEW;
+            at[i] = from[i * step];
+        }
+        for (ptrdiff_t k = stop; k < length; k++) {
+            FC_FEW;
+            to[k] = 0;
+        }
+    }
+}
+
+/* Rows of a padded image: row y is `first` zeros, then from[y*next + i*step] up to column `stop`, then zeros up to
+ * `length`. Nothing is read at `end` or behind. */
+static void FC_NAME(pad_rows)(FC_T *to, ptrdiff_t length, ptrdiff_t rows, ptrdiff_t first, ptrdiff_t stop,
+                              const FC_T *from, ptrdiff_t step, ptrdiff_t next, const FC_T *end)
+{
+    if (step == 1)
+        FC_NAME(copy_rows)(to, length, rows, first, stop, from, 1, 1, next, end);
+    else if (step == 2)
+        FC_NAME(copy_rows)(to, length, rows, first, stop, from, 2, 2, next, end);
+    else if (step == 4)
+        FC_NAME(copy_rows)(to, length, rows, first, stop, from, 4, 4, next, end);
+    else
+        FC_NAME(copy_rows)(to, length, rows, first, stop, from, step, 0, next, end);
+}
+
+/* Plane tile: `rows` rows of one output plane, of `vectors` vectors each.
+ *
+ * c[i*ldc + p] = sum over t of a[t] * b[offset[t] + i*ldb + p]: the correlation tile for a single output channel, whose
+ * accumulators are rows of the plane in place of channels. The terms are grids of filter_h x filter_w taps. With
+ * filter_h > 0, a tap one row below is ldb (grid = 1) or -ldb (grid = -1) further in b: then each row of b is loaded once
+ * for all rows of the output that it meets. filter_h == 0 knows nothing of the offsets. */
+FC_INLINE void FC_NAME(plane)(const int rows, const int vectors, const int filter_h, ptrdiff_t filter_w, int grid,
+                              const FC_T *a, const FC_T *b, ptrdiff_t ldb, const ptrdiff_t *offset, ptrdiff_t n, FC_T *c,
+                              ptrdiff_t ldc, const FC_T *bias, int flags)
+{
+    VEC acc[FC_PLANE_ROWS][2];
+    FC_UNROLL
+    for (int i = 0; i < rows; i++)
+        FC_UNROLL
+        for (int j = 0; j < vectors; j++)
+            acc[i][j] = (VEC){0};
+    if (filter_h == 0) {
+        for (ptrdiff_t t = 0; t < n; t++) {
+            const FC_T *row = b + offset[t];
+            const VEC left = a[t] - (VEC){0};
+            FC_UNROLL
+            for (int i = 0; i < rows; i++)
+                FC_UNROLL
+                for (int j = 0; j < vectors; j++)
+                    acc[i][j] += left * *(const UVEC *)(row + i * ldb + j * LANES);
+        }
+    } else {
+        const ptrdiff_t top = grid > 0 ? 0 : (filter_h - 1) * filter_w; /* the tap that lies highest in b */
+        const ptrdiff_t down = grid * filter_w;
+        for (ptrdiff_t t = 0; t < n; t += filter_h * filter_w)
+            for (ptrdiff_t k = t; k < t + filter_w; k++) {
+                const FC_T *row = b + offset[k + top];
+                VEC left[FC_PLANE_FILTER];
+                FC_UNROLL
+                for (int y = 0; y < filter_h; y++)
+                    left[y] = a[k + top + y * down] - (VEC){0};
+                FC_UNROLL
+                for (int y = 0; y < rows + filter_h - 1; y++)
+                    FC_UNROLL
+                    for (int j = 0; j < vectors; j++) {
+                        const VEC right = *(const UVEC *)(row + y * ldb + j * LANES);
+                        FC_UNROLL
+                        for (int i = 0; i < rows; i++)
+                            if (y >= i && y - i < filter_h)
+                                acc[i][j] += left[y - i] * right;
+                    }
+            }
+    }
+    FC_UNROLL
+    for (int i = 0; i < rows; i++)
+        FC_UNROLL
+        for (int j = 0; j < vectors; j++) {
+            VEC v = acc[i][j];
+            if (flags & FC_ACCUMULATE)
+                v += *(const UVEC *)(c + i * ldc + j * LANES);
+            if (bias)
+                v += *bias - (VEC){0};
+            if (flags & FC_RELU)
+                v = (VEC)((IVEC)v & ~(IVEC)(v < (VEC){0}));
+            *(UVEC *)(c + i * ldc + j * LANES) = v;
+        }
+}
+
+#define PLANE(R, V)                                                                                                  \
+    FC_NAME(plane)(R, V, filter_h, filter_w, grid, a, b + i * ldb + j, ldb, offset, n, c + i * ldc + j, ldc, bias, flags)
+
+FC_INLINE void FC_NAME(plane_width)(const int filter_h, ptrdiff_t filter_w, int grid, ptrdiff_t rows, ptrdiff_t width,
+                                    const FC_T *a, const FC_T *b, ptrdiff_t ldb, const ptrdiff_t *offset, ptrdiff_t n,
+                                    FC_T *c, ptrdiff_t ldc, const FC_T *bias, int flags)
+{
+    ptrdiff_t i = 0, j = 0;
+    while (j < width) {
+        if (width - j >= 2 * LANES) {
+            if (rows == FC_PLANE_ROWS)
+                PLANE(FC_PLANE_ROWS, 2);
+            else
+                for (i = 0; i < rows; i++)
+                    PLANE(1, 2);
+            i = 0;
+            j += 2 * LANES;
+            continue;
+        }
+        if (width - j < LANES) /* step back, so that the vector ends where the row does */
+            j = width - LANES;
+        if (rows == FC_PLANE_ROWS)
+            PLANE(FC_PLANE_ROWS, 1);
+        else
+            for (i = 0; i < rows; i++)
+                PLANE(1, 1);
+        i = 0;
+        j += LANES;
+    }
+}
+#undef PLANE
+
+/* `rows` (1 to FC_PLANE_ROWS) rows of `width` (at least LANES) pixels. Without FC_ACCUMULATE the last vectors of a row may
+ * overlap the ones before: they store the same values again. */
+static void FC_NAME(plane_rows)(ptrdiff_t rows, ptrdiff_t width, ptrdiff_t filter_h, ptrdiff_t filter_w, int grid,
+                                const FC_T *a, const FC_T *b, ptrdiff_t ldb, const ptrdiff_t *offset, ptrdiff_t n,
+                                FC_T *c, ptrdiff_t ldc, const FC_T *bias, int flags)
+{
+    if (grid && filter_h == 3)
+        FC_NAME(plane_width)(3, filter_w, grid, rows, width, a, b, ldb, offset, n, c, ldc, bias, flags);
+    else if (grid && filter_h == 5)
+        FC_NAME(plane_width)(5, filter_w, grid, rows, width, a, b, ldb, offset, n, c, ldc, bias, flags);
+    else if (grid && filter_h == 7)
+        FC_NAME(plane_width)(7, filter_w, grid, rows, width, a, b, ldb, offset, n, c, ldc, bias, flags);
+    else
+        FC_NAME(plane_width)(0, filter_w, grid, rows, width, a, b, ldb, offset, n, c, ldc, bias, flags);
+}
+
+/* Packs one panel: row r of `to` (rows are `width` apart) is the runs of flat + offset[r], one behind the other.
+ *
+ * Whole vectors are copied, so up to LANES - 1 elements behind a run are read (the flat copy has that much slack) and
+ * written (the next run, or the next row, overwrites them). */
+static void FC_NAME(pack_runs)(FC_T *to, ptrdiff_t width, const FC_T *flat, const ptrdiff_t *offset, ptrdiff_t rows,
+                               const fc_run *run, ptrdiff_t runs)
+{
+    for (ptrdiff_t r = 0; r < rows; r++) {
+        const FC_T *row = flat + offset[r];
+        FC_T *at = to + r * width;
+        for (ptrdiff_t i = 0; i < runs; i++) {
+            const FC_T *source = row + run[i].from;
+            FC_T *target = at + run[i].to;
+            for (ptrdiff_t k = 0; k < run[i].count; k += LANES)
+                *(UVEC *)(target + k) = *(const UVEC *)(source + k);
+        }
+    }
+}
 
 /* 1 where none of the n values is infinite or NaN: an integer test, so that it vectorises. */
 static inline int FC_NAME(all_finite)(const FC_T *values, ptrdiff_t n)
