@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -202,6 +202,34 @@ class CythonBackend(NumpyBackend):
         if not self._kernels().implicit_gemm_backward_data(dout, weight, geometry, out, memory.scratch(budget.nbytes),
                                                            budget.threads):
             im2col_gemm.backward_data(self, dout, weight, geometry, out, im2col_gemm.modest(budget))
+
+    def winograd_unsupported(self, operation: str, geometry: Conv2dGeometry, dtype: np.dtype) -> str | None:
+        if operation == "backward_weight":
+            return "backward_weight has no Winograd kernel"
+        if (geometry.kernel, geometry.stride, geometry.dilation) != ((3, 3), (1, 1), (1, 1)):
+            return (f"it is for 3x3 filters with stride 1 and dilation 1, not for kernel {geometry.kernel}, stride "
+                    f"{geometry.stride}, dilation {geometry.dilation}")
+        if operation == "backward_data" and max(*geometry.pads[0], *geometry.pads[1]) > 2:
+            return f"backward_data is for padding up to 2, not for {geometry.pads}"
+        return self.direct_unsupported(operation, geometry, dtype)
+
+    def winograd_bytes(self, operation: str, geometry: Conv2dGeometry, dtype: np.dtype, threads: int) -> int:
+        return self._bytes(self._kernels().winograd_workspace, operation, geometry, dtype, threads)
+
+    def winograd_forward(self, x: Array, weight: Array, bias: Array | None, relu: bool, geometry: Conv2dGeometry,
+                         out: Array, budget: Budget) -> None:
+        if not self._kernels().winograd_convolve(x, weight, bias, relu, False, geometry, out,
+                                                 memory.scratch(budget.nbytes), budget.threads):
+            # rule 13: something is not finite, and the transforms spread it further than the definition does
+            nbytes = self.direct_bytes("forward", geometry, x.dtype, budget.threads)
+            self.direct_forward(x, weight, bias, relu, geometry, out, replace(budget, nbytes=nbytes))
+
+    def winograd_backward_data(self, dout: Array, weight: Array, geometry: Conv2dGeometry, out: Array,
+                               budget: Budget) -> None:
+        if not self._kernels().winograd_convolve(dout, weight, None, False, True, geometry, out,
+                                                 memory.scratch(budget.nbytes), budget.threads):
+            nbytes = self.direct_bytes("backward_data", geometry, dout.dtype, budget.threads)
+            self.direct_backward_data(dout, weight, geometry, out, replace(budget, nbytes=nbytes))
 
     def im2col(self, x: Array, geometry: Window2dGeometry, layout: str, pad_value: Any, out: Array,
                threads: int) -> None:

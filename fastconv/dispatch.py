@@ -198,12 +198,15 @@ def select(operation: str, geometry: Conv2dGeometry, dtype: np.dtype, settings: 
                 raise NotImplementedError(f"algorithm {name!r} on backend {backend!r} cannot do this: {why_not}")
             continue
         able.append(kernel)
+        if name == "winograd" and settings.accuracy == "strict":
+            continue
         least = kernel.nbytes(geometry, dtype, 1, limit)
         if limit is not None and least > limit:
             too_large[name] = least
             if name == algorithm:
                 memory.check_bytes(f"algorithm {name!r}", least, limit)
-    fitting = [kernel for kernel in able if kernel.algorithm not in too_large]
+    fitting = [kernel for kernel in able if kernel.algorithm not in too_large
+               and not (kernel.algorithm == "winograd" and settings.accuracy == "strict")]
     if not fitting:
         name = min(too_large, key=too_large.__getitem__)  # im2col can do everything: only the limit stopped it
         raise MemoryError(f"no algorithm fits the workspace_limit of {limit:,} bytes; {name!r} needs the least, "
@@ -217,6 +220,8 @@ def select(operation: str, geometry: Conv2dGeometry, dtype: np.dtype, settings: 
         name = kernel.algorithm
         if name in too_large:
             reason = f"needs {too_large[name]:,} bytes of workspace, over the workspace_limit of {limit:,}"
+        elif name == "winograd" and settings.accuracy == "strict":
+            reason = "never with accuracy='strict'"
         elif name == algorithm:
             reason = "asked for"
         elif algorithm != "auto":
@@ -238,10 +243,12 @@ def select(operation: str, geometry: Conv2dGeometry, dtype: np.dtype, settings: 
 # What the algorithms cost beside the FMAs of the definition, in the unit of one FMA instruction. Fitted to the rows of
 # bench/layers.py on a Zen 5 (AVX-512, float32): each ranks the two kernels as their measured times do, but where these
 # are within 4% of each other.
+_LANES = 16
 _PANEL = 64  # pixels of a tile
 _PANEL_FMAS = 4  # FMA instructions that a tile needs for one output channel and one term
 _RUN, _ROW = 8.0, 8.0  # implicit GEMM: to pack one run of pixels of one term, and one term at all
 _STORE = 60.0  # direct: to store a tile's pixels of one channel by way of scratch, as most tiles that cross rows are
+_TO_TILES, _FROM_TILES, _FILTERS = 40.0, 30.0, 30.0  # Winograd: to transform a tile of a channel, back, and a filter
 _COLUMN = 100.0  # im2col: to write a term's pixels to memory and read them again
 
 
@@ -263,6 +270,15 @@ def estimate(algorithm: str, operation: str, geometry: Conv2dGeometry) -> float:
         return waste + _STORE / (_PANEL_FMAS * terms)
     if algorithm == "implicit_gemm":
         return 1 + (_RUN * (_PANEL / width + 1) + _ROW) / (_PANEL_FMAS * rows)
+    if algorithm == "winograd":
+        tiles_of_image = -(-height // 4) * -(-width // 4)
+        tiles = max(geometry.batch, 1) * tiles_of_image
+        used = tiles / (-(-tiles // _LANES) * _LANES)  # lanes that hold a tile
+        channels = terms // geometry.taps
+        fmas = 9 * 16 / _LANES * rows * channels  # of the definition, for a tile
+        work = 36 / _LANES / used * rows * channels + _TO_TILES / used * channels + _FROM_TILES / used * rows
+        work += _FILTERS * rows * channels / tiles
+        return work / fmas * tiles_of_image * 16 / (height * width)
     raise ValueError(f"no estimate for algorithm {algorithm!r}")
 
 

@@ -64,6 +64,7 @@ typedef struct {
 #define FC_LANES (FC_VECTOR_BYTES / 4)
 #define FC_NAME(name) fc_##name##_f32
 #include "tiles.h"
+#include "winograd.h"
 #undef FC_T
 #undef FC_INT
 #undef FC_LANES
@@ -74,6 +75,7 @@ typedef struct {
 #define FC_LANES (FC_VECTOR_BYTES / 8)
 #define FC_NAME(name) fc_##name##_f64
 #include "tiles.h"
+#include "winograd.h"
 #undef FC_T
 #undef FC_INT
 #undef FC_LANES
