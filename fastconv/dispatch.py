@@ -248,7 +248,7 @@ _PANEL = 64  # pixels of a tile
 _PANEL_FMAS = 4  # FMA instructions that a tile needs for one output channel and one term
 _RUN, _ROW = 8.0, 8.0  # implicit GEMM: to pack one run of pixels of one term, and one term at all
 _STORE = 60.0  # direct: to store a tile's pixels of one channel by way of scratch, as most tiles that cross rows are
-_TO_TILES, _FROM_TILES, _FILTERS = 40.0, 30.0, 30.0  # Winograd: to transform a tile of a channel, back, and a filter
+_TO_TILES, _FROM_TILES, _FILTERS = 20.0, 30.0, 60.0  # Winograd: to transform a tile of a channel, back, and a filter
 _COLUMN = 100.0  # im2col: to write a term's pixels to memory and read them again
 
 
@@ -276,7 +276,9 @@ def estimate(algorithm: str, operation: str, geometry: Conv2dGeometry) -> float:
         used = tiles / (-(-tiles // _LANES) * _LANES)  # lanes that hold a tile
         channels = terms // geometry.taps
         fmas = 9 * 16 / _LANES * rows * channels  # of the definition, for a tile
-        work = 36 / _LANES / used * rows * channels + _TO_TILES / used * channels + _FROM_TILES / used * rows
+        # one vector of tiles leaves the FMA units waiting for each other
+        work = 36 / _LANES / used * rows * channels * (2 if tiles <= _LANES else 1)
+        work += _TO_TILES * (1 + _LANES / min(-(-width // 4), _LANES)) * channels + _FROM_TILES / used * rows
         work += _FILTERS * rows * channels / tiles
         return work / fmas * tiles_of_image * 16 / (height * width)
     raise ValueError(f"no estimate for algorithm {algorithm!r}")

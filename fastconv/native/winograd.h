@@ -21,10 +21,13 @@
 #define VEC FC_NAME(vec)
 #define IVEC FC_NAME(ivec)
 #define UVEC FC_NAME(uvec)
+#define IUVEC FC_NAME(iuvec)
 #define LANES ((ptrdiff_t)FC_LANES)
 #define POINT_A ((FC_T)0.70710678118654752440)
 #define POINT_B ((FC_T)1.41421356237309504880)
 #define SPREAD(value) ((FC_T)(value) - (VEC){0})
+
+typedef FC_INT IUVEC __attribute__((vector_size(FC_VECTOR_BYTES), aligned(sizeof(FC_T)), may_alias));
 
 /* The odd lanes of x, then those of y. */
 FC_INLINE VEC FC_NAME(odd)(VEC x, VEC y)
@@ -112,34 +115,64 @@ FC_INLINE void FC_NAME(winograd_g)(const VEC g[3], VEC u[6])
     u[5] = g[2];
 }
 
-/* Transforms one row of `count` neighbouring tiles along the width: `row` holds 4*count + 2 cells (and 8 vectors that may be
- * read), to[j*plane + t] gets (B' d)[j] of tile t. Whole vectors are stored. */
-static void FC_NAME(winograd_row)(const FC_T *row, ptrdiff_t count, FC_T *to, ptrdiff_t plane)
+/* LANES cells from row[cell] on, with zeros for cells outside [first, stop). */
+FC_INLINE VEC FC_NAME(cells)(const FC_T *row, FC_INT cell, FC_INT first, FC_INT stop)
+{
+    IVEC at;
+    for (int i = 0; i < FC_LANES; i++)
+        at[i] = i;
+    at += cell - (IVEC){0};
+    return (VEC)(*(const IUVEC *)(row + cell) & (at >= first - (IVEC){0}) & (at < stop - (IVEC){0}));
+}
+
+/* Lanes 1 to LANES - 1 of x, then lane `next` (0 or 1) of y. */
+#if FC_LANES == 16
+#define FC_SHIFT(next) 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16 + next
+#elif FC_LANES == 8
+#define FC_SHIFT(next) 1, 2, 3, 4, 5, 6, 7, 8 + next
+#elif FC_LANES == 4
+#define FC_SHIFT(next) 1, 2, 3, 4 + next
+#else
+#define FC_SHIFT(next) 1, 2 + next
+#endif
+#if defined(__clang__)
+#define SHIFTED(x, y, next) __builtin_shufflevector(x, y, FC_SHIFT(next))
+#else
+#define SHIFTED(x, y, next) __builtin_shuffle(x, y, (IVEC){FC_SHIFT(next)})
+#endif
+
+/* Transforms one row of `count` neighbouring tiles along the width: to[j*plane + t] gets (B' d)[j] of tile t, whose cells are
+ * row[4*t] to row[4*t + 5], where cells outside [first, stop) count as zeros. Reads and stores whole vectors: the 5 vectors
+ * from the first cell of every LANES tiles must be readable, and to[j*plane] have room for them. */
+static void FC_NAME(winograd_row)(const FC_T *row, ptrdiff_t first, ptrdiff_t stop, ptrdiff_t count, FC_T *to,
+                                  ptrdiff_t plane)
 {
     for (ptrdiff_t t = 0; t < count; t += LANES) {
-        const FC_T *at = row + 4 * t;
-        VEC d[6];
-        const VEC w0 = *(const UVEC *)at, w1 = *(const UVEC *)(at + LANES);
-        const VEC w2 = *(const UVEC *)(at + 2 * LANES), w3 = *(const UVEC *)(at + 3 * LANES);
-        const VEC e0 = FC_NAME(even)(w0, w1), e1 = FC_NAME(even)(w2, w3);
-        const VEC o0 = FC_NAME(odd)(w0, w1), o1 = FC_NAME(odd)(w2, w3);
-        const VEC n0 = *(const UVEC *)(at + 4), n1 = *(const UVEC *)(at + 4 + LANES);
-        const VEC n2 = *(const UVEC *)(at + 4 + 2 * LANES), n3 = *(const UVEC *)(at + 4 + 3 * LANES);
+        VEC w[5], d[6];
+        FC_UNROLL
+        for (int k = 0; k < 5; k++)
+            w[k] = FC_NAME(cells)(row, (FC_INT)(4 * t + k * LANES), (FC_INT)first, (FC_INT)stop);
+        const VEC e0 = FC_NAME(even)(w[0], w[1]), e1 = FC_NAME(even)(w[2], w[3]);
+        const VEC o0 = FC_NAME(odd)(w[0], w[1]), o1 = FC_NAME(odd)(w[2], w[3]);
         d[0] = FC_NAME(even)(e0, e1);
         d[1] = FC_NAME(even)(o0, o1);
         d[2] = FC_NAME(odd)(e0, e1);
         d[3] = FC_NAME(odd)(o0, o1);
-        d[4] = FC_NAME(even)(FC_NAME(even)(n0, n1), FC_NAME(even)(n2, n3));
-        d[5] = FC_NAME(even)(FC_NAME(odd)(n0, n1), FC_NAME(odd)(n2, n3));
+        d[4] = SHIFTED(d[0], w[4], 0); /* a tile's last two cells are the first two of the next */
+        d[5] = SHIFTED(d[1], w[4], 1);
         FC_NAME(winograd_b)(d);
         FC_UNROLL
         for (int j = 0; j < 6; j++)
             *(UVEC *)(to + j * plane + t) = d[j];
     }
 }
+#undef SHIFTED
+#undef FC_SHIFT
 
-/* Transforms along the height: from[(i*6 + j)*plane + t], i = 0..5, to v[(i*6 + j)*step + t], for `count` tiles. */
-static void FC_NAME(winograd_columns)(const FC_T *from, ptrdiff_t plane, ptrdiff_t count, FC_T *v, ptrdiff_t step)
+/* Transforms along the height: from[(i*6 + j)*plane + t], i = 0..5, to v[(i*6 + j)*step + t], for `count` tiles. What the
+ * next channel will be stored to lies `next` further: it is fetched meanwhile, because no hardware follows 36 streams. */
+static void FC_NAME(winograd_columns)(const FC_T *from, ptrdiff_t plane, ptrdiff_t count, FC_T *v, ptrdiff_t step,
+                                      ptrdiff_t next)
 {
     for (ptrdiff_t t = 0; t < count; t += LANES)
         for (int j = 0; j < 6; j++) {
@@ -149,8 +182,10 @@ static void FC_NAME(winograd_columns)(const FC_T *from, ptrdiff_t plane, ptrdiff
                 d[i] = *(const UVEC *)(from + (i * 6 + j) * plane + t);
             FC_NAME(winograd_b)(d);
             FC_UNROLL
-            for (int i = 0; i < 6; i++)
+            for (int i = 0; i < 6; i++) {
                 *(UVEC *)(v + (i * 6 + j) * step + t) = d[i];
+                __builtin_prefetch(v + (i * 6 + j) * step + t + next, 1);
+            }
         }
 }
 
@@ -199,26 +234,69 @@ static int FC_NAME(winograd_output)(const FC_T *m, ptrdiff_t plane, ptrdiff_t co
     return FC_NAME(sum_lanes)(spoiled) == 0;
 }
 
-/* Transforms the filters of one output channel: g[c*step + tap*turn] (tap = kh*3 + kw) to u[(i*6 + j)*plane + c], for all
- * `channels`. turn is 1, or -1 for filters that are turned by 180 degrees (g then points to the last tap). */
-static void FC_NAME(winograd_filters)(const FC_T *g, ptrdiff_t step, ptrdiff_t turn, ptrdiff_t channels, FC_T *u,
-                                      ptrdiff_t plane)
+/* LANES rows of LANES values from[i*step + j], turned into columns: zipping the two halves log2(LANES) times. */
+FC_INLINE void FC_NAME(transpose)(const FC_T *from, ptrdiff_t step, VEC column[FC_LANES])
+{
+    FC_UNROLL
+    for (int i = 0; i < FC_LANES; i++)
+        column[i] = *(const UVEC *)(from + i * step);
+    FC_UNROLL
+    for (int stage = 1; stage < FC_LANES; stage *= 2) {
+        VEC before[FC_LANES];
+        FC_UNROLL
+        for (int i = 0; i < FC_LANES; i++)
+            before[i] = column[i];
+        FC_UNROLL
+        for (int i = 0; i < FC_LANES / 2; i++)
+            FC_NAME(zip)(before[i], before[i + FC_LANES / 2], &column[2 * i], &column[2 * i + 1]);
+    }
+}
+
+/* The 9 taps of `count` filters g[i*step + tap]: tap[k] has tap k of all of them. Nothing is read at `end` or behind. */
+FC_INLINE void FC_NAME(taps)(const FC_T *g, ptrdiff_t step, ptrdiff_t count, const FC_T *end, VEC tap[9])
+{
+    enum { WHOLE = 9 - 9 % (FC_LANES < 9 ? FC_LANES : 9) }; /* taps that come from transpositions */
+    FC_T lane[9][FC_LANES];
+    if (count == LANES && g + (LANES - 1) * step + WHOLE + LANES <= end) {
+        FC_UNROLL
+        for (int k = 0; k < WHOLE; k += FC_LANES) {
+            VEC column[FC_LANES];
+            FC_NAME(transpose)(g + k, step, column);
+            FC_UNROLL
+            for (int i = 0; i < FC_LANES && k + i < 9; i++)
+                tap[k + i] = column[i];
+        }
+        if (WHOLE == 8) {
+            for (int i = 0; i < FC_LANES; i++)
+                lane[8][i] = g[i * step + 8];
+            tap[8] = *(const UVEC *)lane[8];
+        }
+        return;
+    }
+    memset(lane, 0, sizeof lane);
+    for (ptrdiff_t i = 0; i < count; i++)
+        for (int k = 0; k < 9; k++)
+            lane[k][i] = g[i * step + k];
+    FC_UNROLL
+    for (int k = 0; k < 9; k++)
+        tap[k] = *(const UVEC *)lane[k];
+}
+
+/* Transforms the filters of one output channel: g[c*step + tap] (tap = kh*3 + kw) to u[(i*6 + j)*plane + c], for all
+ * `channels`; turned by 180 degrees where `turn` is not 0. Nothing is read at `end` or behind. */
+static void FC_NAME(winograd_filters)(const FC_T *g, ptrdiff_t step, int turn, ptrdiff_t channels, const FC_T *end,
+                                      FC_T *u, ptrdiff_t plane)
 {
     for (ptrdiff_t c = 0; c < channels; c += LANES) {
         const ptrdiff_t count = channels - c < LANES ? channels - c : LANES;
-        FC_T tap[9][FC_LANES];
-        VEC half[6][3];
-        memset(tap, 0, sizeof tap);
-        for (ptrdiff_t i = 0; i < count; i++)
-            FC_UNROLL
-            for (int k = 0; k < 9; k++)
-                tap[k][i] = g[(c + i) * step + k * turn];
+        VEC tap[9], half[6][3];
+        FC_NAME(taps)(g + c * step, step, count, end, tap);
         FC_UNROLL
         for (int j = 0; j < 3; j++) {
             VEC column[3], y[6];
             FC_UNROLL
             for (int i = 0; i < 3; i++)
-                column[i] = *(const UVEC *)tap[i * 3 + j];
+                column[i] = turn ? tap[8 - i * 3 - j] : tap[i * 3 + j];
             FC_NAME(winograd_g)(column, y);
             FC_UNROLL
             for (int i = 0; i < 6; i++)
@@ -248,6 +326,7 @@ static void FC_NAME(winograd_filters)(const FC_T *g, ptrdiff_t step, ptrdiff_t t
 #undef VEC
 #undef IVEC
 #undef UVEC
+#undef IUVEC
 #undef LANES
 #undef POINT_A
 #undef POINT_B

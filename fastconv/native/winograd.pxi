@@ -23,14 +23,14 @@
 # one FMA; if one is not finite, the call reports it and the caller computes all of it by another algorithm.
 
 cdef extern from "simd.h" nogil:
-    void fc_winograd_row_f32(const float*, ptrdiff_t, float*, ptrdiff_t)
-    void fc_winograd_row_f64(const double*, ptrdiff_t, double*, ptrdiff_t)
-    void fc_winograd_columns_f32(const float*, ptrdiff_t, ptrdiff_t, float*, ptrdiff_t)
-    void fc_winograd_columns_f64(const double*, ptrdiff_t, ptrdiff_t, double*, ptrdiff_t)
+    void fc_winograd_row_f32(const float*, ptrdiff_t, ptrdiff_t, ptrdiff_t, float*, ptrdiff_t)
+    void fc_winograd_row_f64(const double*, ptrdiff_t, ptrdiff_t, ptrdiff_t, double*, ptrdiff_t)
+    void fc_winograd_columns_f32(const float*, ptrdiff_t, ptrdiff_t, float*, ptrdiff_t, ptrdiff_t)
+    void fc_winograd_columns_f64(const double*, ptrdiff_t, ptrdiff_t, double*, ptrdiff_t, ptrdiff_t)
     int fc_winograd_output_f32(const float*, ptrdiff_t, ptrdiff_t, float*, ptrdiff_t, const float*, int)
     int fc_winograd_output_f64(const double*, ptrdiff_t, ptrdiff_t, double*, ptrdiff_t, const double*, int)
-    void fc_winograd_filters_f32(const float*, ptrdiff_t, ptrdiff_t, ptrdiff_t, float*, ptrdiff_t)
-    void fc_winograd_filters_f64(const double*, ptrdiff_t, ptrdiff_t, ptrdiff_t, double*, ptrdiff_t)
+    void fc_winograd_filters_f32(const float*, ptrdiff_t, int, ptrdiff_t, const float*, float*, ptrdiff_t)
+    void fc_winograd_filters_f64(const double*, ptrdiff_t, int, ptrdiff_t, const double*, double*, ptrdiff_t)
 
 cdef enum:
     BLOCK_TILES = 64
@@ -47,7 +47,8 @@ cdef struct Winograd:
     Py_ssize_t batch, groups, sources, rows
     Py_ssize_t h, w, top, left       # source planes
     Py_ssize_t out_h, out_w
-    Py_ssize_t step_k, step_c, turn  # from filter to filter along output and input channels, and from tap to tap
+    Py_ssize_t step_k, step_c        # from filter to filter along output and input channels
+    bint turned                      # filters are turned by 180 degrees
     Py_ssize_t tiles_h, tiles_w, tiles, blocks
     Py_ssize_t super                 # blocks of a super-block
     Py_ssize_t parts                 # blocks of output channels
@@ -67,12 +68,12 @@ cdef void plan_winograd(Winograd* job, const Window* v, bint backward, Py_ssize_
         job.sources, job.rows = kg, cg
         job.h, job.w, job.top, job.left = v.oh, v.ow, 2 - v.top, 2 - v.left
         job.out_h, job.out_w = v.h, v.w
-        job.step_k, job.step_c, job.turn = 9, cg * 9, -1
+        job.step_k, job.step_c, job.turned = 9, cg * 9, True
     else:
         job.sources, job.rows = cg, kg
         job.h, job.w, job.top, job.left = v.h, v.w, v.top, v.left
         job.out_h, job.out_w = v.oh, v.ow
-        job.step_k, job.step_c, job.turn = cg * 9, 9, 1
+        job.step_k, job.step_c = cg * 9, 9
     job.tiles_h, job.tiles_w = ceil_div(job.out_h, 4), ceil_div(job.out_w, 4)
     job.tiles = job.batch * job.tiles_h * job.tiles_w
     job.blocks = ceil_div(job.tiles, BLOCK_TILES)
@@ -92,16 +93,16 @@ cdef void plan_winograd(Winograd* job, const Window* v, bint backward, Py_ssize_
             ceil_div(job.parts, threads) * threads
     job.parts = least(job.parts, tiles)
     job.part_rows = ceil_div(tiles, job.parts) * FC_TILE_ROWS
-    job.u_bytes = aligned(36 * (job.rows if job.kept else 0) * job.sources * itemsize)
+    job.u_bytes = aligned(36 * (job.rows * job.sources * itemsize + job.parts * 64)) if job.kept else 0
     job.v_bytes = aligned(job.super * job.v_block * itemsize)
     job.m_bytes = aligned(job.part_rows * 36 * BLOCK_TILES * itemsize)
-    job.line_bytes = aligned(most((4 * BLOCK_TILES + 4) * itemsize + 8 * FC_VECTOR_BYTES,
+    job.line_bytes = aligned(most(4 * BLOCK_TILES * itemsize + 8 * FC_VECTOR_BYTES,
                                   4 * (4 * BLOCK_TILES) * itemsize))
     job.half_bytes = aligned(36 * (BLOCK_TILES * itemsize + FC_VECTOR_BYTES))
     job.run_bytes = aligned(BLOCK_TILES * sizeof(TileRun))
     job.thread_bytes = job.m_bytes + job.line_bytes + job.half_bytes + job.run_bytes
     if not job.kept:
-        job.thread_bytes += aligned(36 * job.part_rows * job.sources * itemsize)
+        job.thread_bytes += aligned(36 * (job.part_rows * job.sources * itemsize + 64))
 
 
 cdef Py_ssize_t cut_tiles(const Winograd* job, Py_ssize_t block, TileRun* run) noexcept nogil:
@@ -129,7 +130,8 @@ cdef void transform_input(const Winograd* job, Py_ssize_t group, Py_ssize_t bloc
     cdef Py_ssize_t runs = cut_tiles(job, block, run)
     cdef Py_ssize_t tiles = least(BLOCK_TILES, job.tiles - block * BLOCK_TILES)
     cdef Py_ssize_t idle = ceil_div(tiles, lanes) * lanes - tiles
-    cdef Py_ssize_t c, r, i, j, y, start, cells, first, stop
+    cdef Py_ssize_t c, r, i, j, y, start, cells, touched, first, stop, inner, outer
+    cdef const real* end = source + job.batch * job.groups * job.sources * job.h * job.w
     cdef const real* image
     cdef const real* row
     cdef real* to
@@ -138,6 +140,7 @@ cdef void transform_input(const Winograd* job, Py_ssize_t group, Py_ssize_t bloc
             image = source + ((run[r].image * job.groups + group) * job.sources + c) * job.h * job.w
             start = 4 * run[r].column - job.left
             cells = 4 * run[r].count + 2
+            touched = 4 * ceil_div(run[r].count, lanes) * lanes + lanes
             inside(job.w, start, 1, cells, &first, &stop)
             for i in range(6):
                 y = 4 * run[r].row - job.top + i
@@ -147,31 +150,40 @@ cdef void transform_input(const Winograd* job, Py_ssize_t group, Py_ssize_t bloc
                         memset(to + j * plane, 0, run[r].count * sizeof(real))
                     continue
                 row = image + y * job.w + start
+                inner, outer = first, stop
+                if row < source or row + touched > end:
+                    # vectors from here would reach beyond the array, not only beyond the row
+                    pad_rows(line, cells, 1, first, stop, row + first, 1, 0, row + stop)
+                    row, inner, outer = line, 0, cells
                 if real is float:
-                    fc_pad_rows_f32(line, cells, 1, first, stop, row + first, 1, 0, row + stop)
-                    fc_winograd_row_f32(line, run[r].count, to, plane)
+                    fc_winograd_row_f32(row, inner, outer, run[r].count, to, plane)
                 else:
-                    fc_pad_rows_f64(line, cells, 1, first, stop, row + first, 1, 0, row + stop)
-                    fc_winograd_row_f64(line, run[r].count, to, plane)
+                    fc_winograd_row_f64(row, inner, outer, run[r].count, to, plane)
         if idle:  # lanes without a tile must hold numbers, or the output transform finds something that is not finite
             for i in range(36):
                 memset(half + i * plane + tiles, 0, idle * sizeof(real))
         if real is float:
-            fc_winograd_columns_f32(half, plane, tiles, v + c * BLOCK_TILES, job.v_plane)
+            fc_winograd_columns_f32(half, plane, tiles, v + c * BLOCK_TILES, job.v_plane, BLOCK_TILES)
         else:
-            fc_winograd_columns_f64(half, plane, tiles, v + c * BLOCK_TILES, job.v_plane)
+            fc_winograd_columns_f64(half, plane, tiles, v + c * BLOCK_TILES, job.v_plane, BLOCK_TILES)
+
+
+cdef inline Py_ssize_t filter_plane(const Winograd* job, Py_ssize_t rows, real* dtype) noexcept nogil:
+    """Elements of one of the 36 planes of U for `rows` rows: a cache line more, as in V."""
+    return rows * job.sources + 64 // sizeof(real)
 
 
 cdef void transform_filters(const Winograd* job, Py_ssize_t m0, Py_ssize_t m1, const real* weights, real* u) noexcept nogil:
-    """U of rows [m0, m1), as (36, m1 - m0, C)."""
-    cdef Py_ssize_t m
+    """U of rows [m0, m1), as (36, m1 - m0, C) with filter_plane elements from one of the 36 to the next."""
+    cdef const real* end = weights + job.rows * job.sources * 9
+    cdef Py_ssize_t m, plane = filter_plane[real](job, m1 - m0, <real*> NULL)
     for m in range(m0, m1):
         if real is float:
-            fc_winograd_filters_f32(weights + m * job.step_k + (8 if job.turn < 0 else 0), job.step_c, job.turn,
-                                    job.sources, u + (m - m0) * job.sources, (m1 - m0) * job.sources)
+            fc_winograd_filters_f32(weights + m * job.step_k, job.step_c, job.turned, job.sources, end,
+                                    u + (m - m0) * job.sources, plane)
         else:
-            fc_winograd_filters_f64(weights + m * job.step_k + (8 if job.turn < 0 else 0), job.step_c, job.turn,
-                                    job.sources, u + (m - m0) * job.sources, (m1 - m0) * job.sources)
+            fc_winograd_filters_f64(weights + m * job.step_k, job.step_c, job.turned, job.sources, end,
+                                    u + (m - m0) * job.sources, plane)
 
 
 cdef inline Py_ssize_t first_row(const Winograd* job, Py_ssize_t part) noexcept nogil:
@@ -189,7 +201,7 @@ cdef bint multiply_block(const Winograd* job, Py_ssize_t group, Py_ssize_t block
     cdef Py_ssize_t lanes = FC_VECTOR_BYTES // sizeof(real), width = FC_TILE_VECTORS * lanes
     cdef Py_ssize_t tiles = least(BLOCK_TILES, job.tiles - block * BLOCK_TILES)
     cdef Py_ssize_t runs, xi, k, rows, p, r, y, columns, count = m1 - m0, register_tiles = ceil_div(m1 - m0, FC_TILE_ROWS)
-    cdef Py_ssize_t line = 4 * BLOCK_TILES
+    cdef Py_ssize_t line = 4 * BLOCK_TILES, u_plane = filter_plane[real](job, count, <real*> NULL)
     cdef bint finite = True
     cdef real* plane
     for xi in range(36):
@@ -198,7 +210,7 @@ cdef bint multiply_block(const Winograd* job, Py_ssize_t group, Py_ssize_t block
             rows = count * (r + 1) // register_tiles - k
             p = 0
             while p < tiles:
-                correlate_tile(u + (xi * count + k) * job.sources, job.sources, v + xi * job.v_plane + p, offset,
+                correlate_tile(u + xi * u_plane + k * job.sources, job.sources, v + xi * job.v_plane + p, offset,
                                job.sources, rows, least(ceil_div(tiles - p, lanes), FC_TILE_VECTORS),
                                m + (k * 36 + xi) * BLOCK_TILES + p, 36 * BLOCK_TILES, <const real*> NULL, 0)
                 p += width
@@ -225,7 +237,7 @@ cdef bint winograd_part(const Winograd* job, Py_ssize_t group, Py_ssize_t first,
     """One block of output channels for blocks [first, last) of tiles; v is of the first."""
     cdef Py_ssize_t m0 = first_row(job, part), m1 = first_row(job, part + 1), block
     cdef bint finite = True
-    cdef const real* mine = u + 36 * m0 * job.sources
+    cdef const real* mine = u + 36 * (m0 * job.sources + part * (64 // <Py_ssize_t> sizeof(real)))
     cdef real* own
     if not job.kept:
         own = <real*> (scratch + job.m_bytes + job.line_bytes + job.half_bytes + job.run_bytes)
@@ -252,7 +264,7 @@ cdef bint run_winograd(const Winograd* job, const real* source, const real* weig
         if job.kept:
             for item in prange(job.parts, num_threads=threads, schedule="static"):
                 transform_filters(job, first_row(job, item), first_row(job, item + 1), weights,
-                                  u + 36 * first_row(job, item) * job.sources)
+                                  u + 36 * (first_row(job, item) * job.sources + item * (64 // <Py_ssize_t> sizeof(real))))
         first = 0
         while first < job.blocks:
             count = least(job.super, job.blocks - first)
