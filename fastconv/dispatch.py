@@ -17,13 +17,14 @@ from . import im2col_gemm, memory
 from . import options as _options
 from .backends import Backend, Budget, CythonBackend, NumpyBackend
 from .geometry import Conv2dGeometry, conv2d_geometry
+from .jit import NumbaBackend
 from .options import Settings
 
 OPERATIONS = ("forward", "backward_data", "backward_weight")
 ALGORITHMS = ("direct", "im2col", "implicit_gemm", "winograd")
 
 #: The backends that have kernels. Poolings and lowerings have one algorithm each: they are called on these directly.
-BACKENDS: dict[str, Backend] = {"cython": CythonBackend(), "numpy": NumpyBackend()}
+BACKENDS: dict[str, Backend] = {"cython": CythonBackend(), "numba": NumbaBackend(), "numpy": NumpyBackend()}
 
 
 @dataclass(frozen=True)
@@ -287,6 +288,10 @@ def estimate(algorithm: str, operation: str, geometry: Conv2dGeometry) -> float:
 _select = lru_cache(maxsize=4096)(select)
 
 
+#: Below so many floating-point operations a call runs on one thread: waking another takes longer.
+SERIAL_FLOPS = 2_000_000
+
+
 def plan(operation: str, geometry: Conv2dGeometry, dtype: np.dtype, algorithm: str) -> Plan:
     """The plan for a call made now in this thread. Plans are kept by all that they depend on."""
     settings = _options.current()
@@ -298,7 +303,8 @@ def plan(operation: str, geometry: Conv2dGeometry, dtype: np.dtype, algorithm: s
     elif settings.backend not in BACKENDS:
         raise NotImplementedError(f"backend {settings.backend!r} has no kernels yet; there are "
                                   f"{', '.join(map(repr, BACKENDS))}")
-    return _select(operation, geometry, dtype, settings, algorithm, _options.effective_threads(settings), isa)
+    threads = 1 if geometry.flops < SERIAL_FLOPS else _options.effective_threads(settings)
+    return _select(operation, geometry, dtype, settings, algorithm, threads, isa)
 
 
 def backend() -> Backend:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from typing import Any, Literal, overload
+from typing import Any, Literal, NamedTuple, overload
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -29,6 +29,8 @@ from .geometry import (
     unpool2d_geometry,
     window2d_geometry,
 )
+from .options import Settings
+from .options import raw as raw_settings
 
 Array = np.ndarray
 
@@ -314,6 +316,36 @@ def pack_weight(weight: ArrayLike, input_shape: Any, stride: Any = 1, padding: A
     return PackedWeight(array, geometry, plan.algorithm)
 
 
+class _SmallCall(NamedTuple):
+    """A convolution so small that checking its arguments would take longer than computing it, made ready once."""
+
+    forward: Any
+    settings: Settings
+    native: Any
+    kernels: Any
+
+
+#: By everything that the checks, the geometry and the choice look at. Emptied where it has grown too long.
+_small_calls: dict[Any, _SmallCall] = {}
+_SMALL_CALLS = 1024
+
+
+def _keep_small_call(key: Any, plan: dispatch.Plan, geometry: Conv2dGeometry, x: Array, weight: Array,
+                     bias: Array | None, relu: bool) -> None:
+    """Remember a call that passed all checks, where it is the direct algorithm on one thread and one dtype."""
+    settings = raw_settings()
+    if (plan.algorithm, plan.backend) != ("direct", "cython") or geometry.flops >= dispatch.SERIAL_FLOPS \
+            or not geometry.batch or settings.workspace_limit is not None \
+            or any(array is not None and array.dtype != x.dtype for array in (weight, bias)):
+        return
+    from . import native
+
+    if len(_small_calls) >= _SMALL_CALLS:
+        _small_calls.clear()
+    _small_calls[key] = _SmallCall(native.kernels.SmallForward(geometry, x.dtype, x.ndim == 4, relu), settings, native,
+                                   native.kernels)
+
+
 def _checked_activation(activation: Any, dtype: np.dtype) -> bool:
     if activation is None:
         return False
@@ -390,6 +422,17 @@ def conv2d(x: ArrayLike, weight: ArrayLike | PackedWeight, bias: ArrayLike | Non
     array([[[15., 16.],
             [ 6., 15.]]])
     """
+    key = None
+    if out is None and type(x) is type(weight) is np.ndarray and (bias is None or type(bias) is np.ndarray):
+        # True and 1.0 are the same key as 1, but not the same argument
+        if type(stride) is type(dilation) is type(groups) is int and type(padding) in (int, str):
+            key = (x.shape, x.dtype, weight.shape, weight.dtype, bias is not None and (bias.shape, bias.dtype), stride,
+                   padding, dilation, groups, activation, algorithm)
+            call = _small_calls.get(key)
+            if call is not None and call.settings is raw_settings() and call.native.kernels is call.kernels:
+                small = call.forward(x, weight, bias)
+                if small is not None:
+                    return small
     image = _as_array("x", x, (3, 4))
     algorithm = dispatch.check_algorithm(algorithm)
     packed = weight if isinstance(weight, PackedWeight) else None
@@ -402,6 +445,8 @@ def conv2d(x: ArrayLike, weight: ArrayLike | PackedWeight, bias: ArrayLike | Non
     compute = dispatch.compute_dtype(dtype)
     relu = _checked_activation(activation, dtype)
     plan = dispatch.plan("forward", geometry, compute, algorithm)
+    if key is not None and dtype == compute:
+        _keep_small_call(key, plan, geometry, image, filters, offset, relu)
     shape = geometry.output_shape if image.ndim == 4 else geometry.output_shape[1:]
     result = _Result(shape, dtype, compute, out, x=image, weight=filters, bias=offset)
     if result.array.size:

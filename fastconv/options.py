@@ -154,14 +154,15 @@ _local = threading.local()
 
 def current() -> Settings:
     """The settings in force in this thread, `backend` and `accuracy` with their defaults filled in."""
-    settings = _raw()
+    settings = raw()
     if settings.backend is None or settings.accuracy is None:
         settings = replace(settings, backend=settings.backend or _default_backend(),
                            accuracy=settings.accuracy or ACCURACIES[0])
     return settings
 
 
-def _raw() -> Settings:
+def raw() -> Settings:
+    """The settings in force in this thread as they were given: the same object for as long as they stay the same."""
     stack = getattr(_local, "stack", None)
     return stack[-1] if stack else _global
 
@@ -225,7 +226,7 @@ class options:
         with _lock:  # a block is local to its thread: take back what the constructor set for all
             if _global is self._after:
                 _global = self._before
-        _local.__dict__.setdefault("stack", []).append(replace(_raw(), **self._given))
+        _local.__dict__.setdefault("stack", []).append(replace(raw(), **self._given))
         return self
 
     def __exit__(self, kind: type[BaseException] | None, value: BaseException | None,

@@ -179,6 +179,18 @@ def test_backward(case, dtype, backward_engine, poisoned, assert_accurate):
         assert_accurate(db, p.db, p.db_spread)
 
 
+@pytest.mark.parametrize("case", [case for case in CONV_CASES if case.weight[1] > 12], ids=str)
+def test_strict_accuracy(case, engine, assert_accurate):
+    """With enough channels for Winograd to be chosen, were it not for the setting."""
+    p = problem(case, "float32")
+    with fastconv.options(accuracy="strict"):
+        out = fastconv.conv2d(p.x, p.weight, **p.arguments)
+        dx, dw, _ = fastconv.conv2d_backward(p.dout, p.x, p.weight, **p.arguments)
+    assert_accurate(out, p.out, p.out_spread)
+    assert_accurate(dx, p.dx, p.dx_spread)
+    assert_accurate(dw, p.dw, p.dw_spread, weight_gradient=True)
+
+
 @pytest.mark.parametrize("case", CORE_CONV_CASES, ids=str)
 def test_float16(case, conv_engine, assert_accurate):
     p = problem(case, "float16")

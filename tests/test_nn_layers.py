@@ -34,8 +34,8 @@ def check_gradients(layer: Any, x: np.ndarray, rng: np.random.Generator, *, h: f
                     tolerance: float = 1e-9, again: Callable[[], None] = lambda: None) -> None:
     """Compare ``backward`` with differences of ``sum(forward(x) * dout)``.
 
-    All layers here but the softmax are linear between their kinks, where a central difference is exact but for rounding:
-    about 1e-16 / h of the sum.
+    All layers here are linear between their kinks (the softmax has a test of its own), where a central difference is
+    exact but for rounding: about 1e-16 / h of the sum.
     """
     again()
     dout = rng.standard_normal(layer.forward(x).shape)
@@ -53,7 +53,7 @@ def check_gradients(layer: Any, x: np.ndarray, rng: np.random.Generator, *, h: f
         want = numerical_gradient(total, array, h)
         assert got.shape == array.shape
         assert np.abs(want).max() > 1e-3, f"the gradient of {name} tells nothing"
-        np.testing.assert_allclose(got, want, rtol=0, atol=tolerance * np.abs(want).max(), err_msg=f"gradient of {name}")
+        np.testing.assert_allclose(got, want, rtol=0, atol=tolerance * np.abs(want).max(), err_msg=f"of {name}")
 
 
 def apart(rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
@@ -399,9 +399,9 @@ def test_other_layers_and_containers_need_the_contract_alone(rng: np.random.Gene
     network = Sequential(nn.Conv2d(1, 3, 3, padding=1, **double), Sigmoid(), nn.AvgPool2d(2), nn.Flatten(),
                          Sequential(nn.Affine(27, 4, **double), Sigmoid()), nn.Affine(4, 2, **double))
     check_gradients(network, rng.standard_normal((2, 1, 6, 6)), rng, h=1e-4, tolerance=1e-6)
-    with pytest.raises(NotImplementedError, match="Layer.forward"):
+    with pytest.raises(NotImplementedError, match=r"Layer\.forward"):
         Layer().forward([1.0])
-    with pytest.raises(NotImplementedError, match="Layer.backward"):
+    with pytest.raises(NotImplementedError, match=r"Layer\.backward"):
         Layer().backward([1.0])
 
 

@@ -530,6 +530,9 @@ def test_97_percent_of_mnist() -> None:
     x_test, t_test = data.x_test[:2000], data.t_test[:2000]
     assert (len(x_train), len(x_test)) == (8000, 2000)
     network = nn.SimpleConvNet(weight_init_std=None, seed=0)
-    trainer = nn.Trainer(network, nn.Adam(0.002), batch_size=50, seed=0)
-    history = trainer.fit(x_train, t_train, x_test, t_test, epochs=5)
+    optimizer = nn.Adam(0.002)
+    trainer = nn.Trainer(network, optimizer, batch_size=50, seed=0)
+    trainer.fit(x_train, t_train, x_test, t_test, epochs=4)
+    optimizer.lr /= 4  # settles down: rounding, which differs between CPUs, must not decide
+    history = trainer.fit(x_train, t_train, x_test, t_test, epochs=2)
     assert history.epochs[-1].test_accuracy >= 0.97

@@ -5,6 +5,7 @@ cimport cython
 cimport numpy as cnp
 from cython.parallel cimport prange, threadid
 from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
+from libc.stdlib cimport free, malloc
 from libc.string cimport memcpy, memset
 
 cnp.import_array()

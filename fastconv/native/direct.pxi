@@ -63,6 +63,7 @@ cdef extern from "simd.h" nogil:
 cdef enum:
     BAND_BYTES = 393216   # of a band's flat copy: with the weights that stream past, it fits an L2 of 1 MB
     REDUCTION = 256       # terms that are added up in a register before they go to the output tile
+    TURNED_AT_ONCE = 16   # channels whose weights are turned together
     FEW_ROWS = 2          # up to so many output planes of a group are computed row by row, not in tiles of channels
     CHUNK_PIXELS = 2048   # backward weight: pixels of one chunk, whose sum stays in registers
     BLOCK_ROWS = 126      # backward weight: the most output channels of one item,
@@ -191,6 +192,7 @@ cdef struct Correlation:
     Py_ssize_t base_j                # j of the flat copy's first column
     Py_ssize_t classes
     TapClass* taps
+    Py_ssize_t* tap_list             # kh*KW + kw of the taps of each class in turn
     ptrdiff_t* offset
     Py_ssize_t filter_h, filter_w
     int grid                         # 1 or -1 where a tap one row below is a row of the flat copy below or above, or 0
@@ -424,7 +426,7 @@ cdef Py_ssize_t axis_classes(Py_ssize_t size, Py_ssize_t stride) noexcept nogil:
 
 cdef Py_ssize_t backward_tables(const Window* v) noexcept nogil:
     """Bytes of the tables of a backward-data correlation: the classes share the taps out between them."""
-    return aligned((v.k // v.groups * v.kh * v.kw + 2) * sizeof(Py_ssize_t)
+    return aligned(((v.k // v.groups + 1) * v.kh * v.kw + 2) * sizeof(Py_ssize_t)
                    + axis_classes(v.h, v.sh) * axis_classes(v.w, v.sw) * sizeof(TapClass))
 
 
@@ -433,8 +435,9 @@ cdef void plan_backward(Correlation* job, const Window* v, Py_ssize_t itemsize, 
     """The correlation of dout that is the gradient with respect to the input: one tap class for each parity."""
     cdef Flat* f = &job.flat
     cdef Py_ssize_t far_h = (v.kh - 1) * v.dh // v.sh, far_w = (v.kw - 1) * v.dw // v.sw
-    cdef Py_ssize_t k, i, j, n, x, y, a, b, terms, kg = v.k // v.groups, cg = v.c // v.groups
+    cdef Py_ssize_t k, i, j, n, x, y, a, b, each, terms, kg = v.k // v.groups, cg = v.c // v.groups
     cdef Py_ssize_t weights = 0, table = 0
+    cdef Py_ssize_t* tap
     cdef ptrdiff_t* at
     memset(job, 0, sizeof(Correlation))
     f.h, f.w = v.oh, v.ow
@@ -459,22 +462,24 @@ cdef void plan_backward(Correlation* job, const Window* v, Py_ssize_t itemsize, 
     f.phase_h = <Py_ssize_t*> (tables + job.classes * sizeof(TapClass))
     f.phase_w = f.phase_h + 1
     f.phase_h[0] = f.phase_w[0] = 0
-    job.offset = <ptrdiff_t*> (f.phase_w + 1)
-    at = job.offset
+    tap = job.tap_list = f.phase_w + 1
+    at = job.offset = <ptrdiff_t*> (job.tap_list + v.kh * v.kw)
     n = 0
     for y in range(axis_classes(v.h, v.sh)):
         for x in range(axis_classes(v.w, v.sw)):
             a, b = (y + v.top) % v.sh, (x + v.left) % v.sw  # y and x are the first rows and columns of the class
-            terms = 0
+            each = 0
+            for i in range(v.kh):
+                for j in range(v.kw):
+                    if i * v.dh % v.sh == a and j * v.dw % v.sw == b:
+                        tap[each] = i * v.kw + j
+                        each += 1
             for k in range(kg):
-                for i in range(v.kh):
-                    if i * v.dh % v.sh != a:
-                        continue
-                    for j in range(v.kw):
-                        if j * v.dw % v.sw == b:
-                            at[terms] = (k * f.plane + (far_h - i * v.dh // v.sh) * f.length
-                                         + far_w - j * v.dw // v.sw)
-                            terms += 1
+                for i in range(each):
+                    at[k * each + i] = (k * f.plane + (far_h - tap[i] // v.kw * v.dh // v.sh) * f.length
+                                        + far_w - tap[i] % v.kw * v.dw // v.sw)
+            tap += each
+            terms = kg * each
             job.taps[n] = TapClass(terms, weights, table,
                                    a - v.top, v.sh, (y + v.top) // v.sh, (v.h - 1 - y) // v.sh + 1 + (y + v.top) // v.sh,
                                    b - v.left, v.sw, (x + v.left) // v.sw, (v.w - 1 - x) // v.sw + 1 + (x + v.left) // v.sw)
@@ -484,38 +489,41 @@ cdef void plan_backward(Correlation* job, const Window* v, Py_ssize_t itemsize, 
             n += 1
 
 
-cdef void turn_weights(const Correlation* job, const Window* v, const real* weights, Py_ssize_t group, Py_ssize_t c,
-                       real* to) noexcept nogil:
-    """The weights that input channel c of a group sees, class by class: (K, C, KH, KW) -> class, (C, terms)."""
-    cdef Py_ssize_t kg = v.k // v.groups, cg = v.c // v.groups
-    cdef Py_ssize_t n = 0, y, x, a, b, k, i, j
-    cdef real* at
+cdef void turn_weights(const Correlation* job, const Window* v, const real* weights, Py_ssize_t group, Py_ssize_t c0,
+                       Py_ssize_t c1, real* to) noexcept nogil:
+    """The weights that input channels [c0, c1) of a group see, class by class: (K, C, KH, KW) -> class, (C, terms).
+
+    A few channels at a time, so that both sides are walked through in order.
+    """
+    cdef Py_ssize_t kg = v.k // v.groups, cg = v.c // v.groups, taps = v.kh * v.kw
+    cdef Py_ssize_t n, c, k, i, each
+    cdef const Py_ssize_t* tap = job.tap_list
+    cdef const real* at
+    cdef real* row
     to += group * job.group_weights
-    weights += (group * kg * cg + c) * v.kh * v.kw
-    for y in range(axis_classes(v.h, v.sh)):
-        for x in range(axis_classes(v.w, v.sw)):
-            a, b = (y + v.top) % v.sh, (x + v.left) % v.sw
-            at = to + job.taps[n].weights + c * job.taps[n].terms
-            for k in range(kg):
-                for i in range(v.kh):
-                    if i * v.dh % v.sh != a:
-                        continue
-                    for j in range(v.kw):
-                        if j * v.dw % v.sw == b:
-                            at[0] = weights[(k * cg * v.kh + i) * v.kw + j]
-                            at += 1
-            n += 1
+    weights += group * kg * cg * taps
+    for n in range(job.classes):
+        each = job.taps[n].terms // kg
+        for k in range(kg):
+            for c in range(c0, c1):
+                at = weights + (k * cg + c) * taps
+                row = to + job.taps[n].weights + c * job.taps[n].terms + k * each
+                for i in range(each):
+                    row[i] = at[tap[i]]
+        tap += each
 
 
 cdef void turn_all_weights(const Correlation* job, const Window* v, const real* weights, real* to,
                            int threads) noexcept nogil:
-    cdef Py_ssize_t i, channels = v.c // v.groups
+    cdef Py_ssize_t i, cg = v.c // v.groups, blocks = ceil_div(cg, TURNED_AT_ONCE)
     if threads == 1 or v.groups * job.group_weights < 65536:
-        for i in range(v.c):
-            turn_weights(job, v, weights, i // channels, i % channels, to)
+        for i in range(v.groups * blocks):
+            turn_weights(job, v, weights, i // blocks, i % blocks * TURNED_AT_ONCE,
+                         least((i % blocks + 1) * TURNED_AT_ONCE, cg), to)
     else:
-        for i in prange(v.c, num_threads=threads, schedule="static"):
-            turn_weights(job, v, weights, i // channels, i % channels, to)
+        for i in prange(v.groups * blocks, num_threads=threads, schedule="static"):
+            turn_weights(job, v, weights, i // blocks, i % blocks * TURNED_AT_ONCE,
+                         least((i % blocks + 1) * TURNED_AT_ONCE, cg), to)
 
 
 # --- backward weight: inner products of two flat copies ---------------------------------------------------------------
@@ -763,3 +771,57 @@ cdef int backward_weight_of(cnp.ndarray dout, cnp.ndarray x, object geometry, cn
             run_inner(&job, image, <const real*> cnp.PyArray_DATA(dout), <real*> cnp.PyArray_DATA(out),
                       work + inner_tables(&v), threads)
     return finite
+
+
+cdef class SmallForward:
+    """A direct convolution made ready once, for calls that take less time than finding out how to do them.
+
+    It keeps the tables and the layout of its geometry, makes the result, and runs on the calling thread.
+    """
+    cdef Correlation job
+    cdef char* tables
+    cdef bint relu
+    cdef int rank, type_num
+    cdef cnp.npy_intp[4] shape
+
+    def __cinit__(self, geometry, cnp.dtype dtype, bint batched, bint relu):
+        cdef Window v = read_conv(geometry)
+        self.tables = <char*> malloc(forward_tables(&v))
+        if self.tables == NULL:
+            raise MemoryError("tables of a small convolution")
+        plan_forward(&self.job, &v, dtype.itemsize, 1, self.tables)
+        self.relu, self.type_num = relu, dtype.type_num
+        self.rank = 4 if batched else 3
+        for i, size in enumerate(geometry.output_shape[4 - self.rank:]):
+            self.shape[i] = size
+
+    def __dealloc__(self):
+        free(self.tables)
+
+    def __call__(self, cnp.ndarray x, cnp.ndarray weight, bias):
+        """The result, or None where an array is not as the kernels need it (C-contiguous, aligned)."""
+        cdef char* scratch
+        cdef cnp.ndarray out
+        if not (cnp.PyArray_ISCARRAY_RO(x) and cnp.PyArray_ISCARRAY_RO(weight)):
+            return None
+        if bias is not None and not cnp.PyArray_ISCARRAY_RO(<cnp.ndarray> bias):
+            return None
+        out = cnp.PyArray_EMPTY(self.rank, self.shape, self.type_num, 0)
+        scratch = <char*> malloc(self.job.thread_bytes)
+        if scratch == NULL:
+            raise MemoryError(f"{self.job.thread_bytes} bytes of scratch")
+        if self.type_num == cnp.NPY_FLOAT:
+            small_forward[float](self, x, weight, bias, out, scratch)
+        else:
+            small_forward[double](self, x, weight, bias, out, scratch)
+        free(scratch)
+        return out
+
+
+cdef void small_forward(SmallForward ready, cnp.ndarray x, cnp.ndarray weight, object bias, cnp.ndarray out,
+                        char* scratch, real* dtype=NULL) noexcept:
+    cdef const real* b = NULL
+    if bias is not None:
+        b = <const real*> cnp.PyArray_DATA(<cnp.ndarray> bias)
+    run_correlation(&ready.job, <const real*> cnp.PyArray_DATA(x), <const real*> cnp.PyArray_DATA(weight), b, ready.relu,
+                    <real*> cnp.PyArray_DATA(out), scratch, 1)

@@ -263,8 +263,9 @@ FC_INLINE void FC_NAME(taps)(const FC_T *g, ptrdiff_t step, ptrdiff_t count, con
             VEC column[FC_LANES];
             FC_NAME(transpose)(g + k, step, column);
             FC_UNROLL
-            for (int i = 0; i < FC_LANES && k + i < 9; i++)
-                tap[k + i] = column[i];
+            for (int i = 0; i < FC_LANES; i++)
+                if (k + i < 9)
+                    tap[k + i] = column[i];
         }
         if (WHOLE == 8) {
             for (int i = 0; i < FC_LANES; i++)
