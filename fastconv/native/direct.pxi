@@ -657,7 +657,8 @@ cdef void run_correlation(const Correlation* job, const real* source, const real
         for item in range(items):
             correlate_item(job, item, source, weights, bias, relu, out, scratch)
         return
-    for item in prange(items, num_threads=threads, schedule="dynamic", chunksize=1):
+    # many small items (depthwise) are dealt out in handfuls: a counter that all cores touch costs more than they do
+    for item in prange(items, num_threads=threads, schedule="dynamic", chunksize=most(items // (16 * threads), 1)):
         correlate_item(job, item, source, weights, bias, relu, out, scratch + threadid() * job.thread_bytes)
 
 
@@ -668,7 +669,7 @@ cdef void run_inner(const InnerJob* job, const real* x, const real* dout, real* 
         for item in range(items):
             inner_item(job, item, x, dout, dw, scratch)
         return
-    for item in prange(items, num_threads=threads, schedule="dynamic", chunksize=1):
+    for item in prange(items, num_threads=threads, schedule="dynamic", chunksize=most(items // (16 * threads), 1)):
         inner_item(job, item, x, dout, dw, scratch + threadid() * job.thread_bytes)
 
 

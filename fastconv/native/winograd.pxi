@@ -7,7 +7,8 @@
 # T runs over the 4x4 tiles of all images, in blocks of BLOCK_TILES that run on across rows and images; lanes of vectors are
 # tiles. winograd.h has the transforms, the products are the micro-kernel of the direct convolution.
 #
-# Order of work, for a few blocks of tiles at a time ("super-block"): transform its V; then for each block of about BLOCK_K
+# Where there are blocks of tiles enough, each thread takes one through all of it, and V stays in its L2. Otherwise the threads
+# share a V. Order of work then, for a few blocks of tiles at a time ("super-block"): transform its V; then for each block of about BLOCK_K
 # output channels and each block of tiles, 36 products into M (that one block of channels only: 442 kB in float32) and the
 # output transform of it, from which the pixels go to the output with bias and ReLU. V's slice of one of the 36 products is
 # used by all rows of U while it lies in L1/L2. The transformed filters U are kept for the whole call where they take at
@@ -54,6 +55,7 @@ cdef struct Winograd:
     Py_ssize_t parts                 # blocks of output channels
     Py_ssize_t part_rows             # the most rows of one
     bint kept                        # U is transformed once
+    bint apart                       # each thread has blocks of tiles of its own, and a V for one of them
     Py_ssize_t v_plane, v_block      # elements of one of the 36 planes of V, and of a block of tiles
     Py_ssize_t u_bytes, v_bytes, m_bytes, line_bytes, half_bytes, run_bytes, thread_bytes
 
@@ -81,26 +83,32 @@ cdef void plan_winograd(Winograd* job, const Window* v, bint backward, Py_ssize_
     job.v_plane = job.sources * BLOCK_TILES + 64 // itemsize
     job.v_block = 36 * job.v_plane
     job.kept = 36 * job.rows * job.sources * itemsize <= KEPT_FILTERS
-    if job.kept:
-        job.super = 1 if threads == 1 else 2 * threads
+    job.apart = job.kept and (threads == 1 or job.blocks >= 2 * threads)
+    if job.apart:
+        job.super = 0
+    elif job.kept:
+        job.super = 2 * threads
     else:
         job.super = most(V_BYTES // (job.v_block * itemsize), 1)
-    job.super = most(least(job.super, job.blocks), 1)
+    if not job.apart:
+        job.super = most(least(job.super, job.blocks), 1)
     tiles = ceil_div(job.rows, FC_TILE_ROWS)
     job.parts = ceil_div(job.rows, BLOCK_K)
-    if threads > 1:  # enough items for all threads; how the channels are cut changes no sum
+    if not job.apart and threads > 1:  # enough items for all threads; how the channels are cut changes no sum
         job.parts = most(job.parts, ceil_div(2 * threads, job.super)) if job.kept else \
             ceil_div(job.parts, threads) * threads
     job.parts = least(job.parts, tiles)
     job.part_rows = ceil_div(tiles, job.parts) * FC_TILE_ROWS
     job.u_bytes = aligned(36 * (job.rows * job.sources * itemsize + job.parts * 64)) if job.kept else 0
-    job.v_bytes = aligned(job.super * job.v_block * itemsize)
+    job.v_bytes = aligned(job.super * job.v_block * itemsize) if not job.apart else 0
     job.m_bytes = aligned(job.part_rows * 36 * BLOCK_TILES * itemsize)
     job.line_bytes = aligned(most(4 * BLOCK_TILES * itemsize + 8 * FC_VECTOR_BYTES,
                                   4 * (4 * BLOCK_TILES) * itemsize))
     job.half_bytes = aligned(36 * (BLOCK_TILES * itemsize + FC_VECTOR_BYTES))
     job.run_bytes = aligned(BLOCK_TILES * sizeof(TileRun))
     job.thread_bytes = job.m_bytes + job.line_bytes + job.half_bytes + job.run_bytes
+    if job.apart:
+        job.thread_bytes += aligned(job.v_block * itemsize)
     if not job.kept:
         job.thread_bytes += aligned(36 * (job.part_rows * job.sources * itemsize + 64))
 
@@ -249,6 +257,19 @@ cdef bint winograd_part(const Winograd* job, Py_ssize_t group, Py_ssize_t first,
     return finite
 
 
+cdef bint winograd_block(const Winograd* job, Py_ssize_t group, Py_ssize_t block, const real* source, const real* weights,
+                         const real* u, const ptrdiff_t* offset, const real* bias, bint relu, real* out,
+                         char* scratch) noexcept nogil:
+    """One block of tiles from input to output, by one thread: nothing leaves its cache on the way."""
+    cdef real* v = <real*> (scratch + job.m_bytes + job.line_bytes + job.half_bytes + job.run_bytes)
+    cdef Py_ssize_t part
+    cdef bint finite = True
+    transform_input(job, group, block, 0, job.sources, source, v, scratch + job.m_bytes)
+    for part in range(job.parts):
+        finite &= winograd_part(job, group, block, block + 1, part, weights, u, v, offset, bias, relu, out, scratch)
+    return finite
+
+
 cdef bint run_winograd(const Winograd* job, const real* source, const real* weights, const real* bias, bint relu,
                        real* out, char* work, int threads) noexcept nogil:
     """Everything; False where an output is not finite."""
@@ -266,6 +287,11 @@ cdef bint run_winograd(const Winograd* job, const real* source, const real* weig
                 transform_filters(job, first_row(job, item), first_row(job, item + 1), weights,
                                   u + 36 * (first_row(job, item) * job.sources + item * (64 // <Py_ssize_t> sizeof(real))))
         first = 0
+        if job.apart:
+            for item in prange(job.blocks, num_threads=threads, schedule="dynamic"):
+                spoiled += 0 if winograd_block(job, group, item, source, weights, u, offset, bias, relu, out,
+                                               scratch + threadid() * job.thread_bytes) else 1
+            first = job.blocks
         while first < job.blocks:
             count = least(job.super, job.blocks - first)
             for item in prange(count * pieces, num_threads=threads, schedule="dynamic"):
