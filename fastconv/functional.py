@@ -526,7 +526,8 @@ def _backward_data(dout: Array, weight: Array, geometry: Conv2dGeometry, shape: 
         plan.run(_prepared("dout", _batched(dout), compute), _prepared("weight", weight, compute),
                  _batched(result.array))
         if bias is not None:
-            np.add(result.array, bias.astype(compute)[:, None, None], out=result.array)
+            with np.errstate(all="ignore"):
+                np.add(result.array, bias.astype(compute)[:, None, None], out=result.array)
     return result()
 
 

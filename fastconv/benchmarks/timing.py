@@ -1,0 +1,148 @@
+"""Who takes turns, how often, and what counts: :func:`interleave`.
+
+Contenders are timed in rounds. In each round everyone has one turn, in an order that is turned round from one round to the
+next, so that a machine that slows down, or a neighbour that wakes up, hits all of them alike and not the one that happened
+to run last. A turn is
+
+1. a wait until no thread of this process works any more, where there are several: pools of OpenMP and BLAS threads go on
+   spinning for a while after their work, and would do so at the next contender's expense;
+2. one call that is not counted, if a call takes less than 20 ms: it brings the contender's own code and data back into the caches;
+3. the sample: as many calls in a row as take a millisecond, one if a call takes longer. What counts is the mean of these.
+
+Each contender has the same time; a slow one so has fewer turns, and they are spread evenly over the rounds. It has three
+at least, or one if a turn takes longer than 0.4 s. The garbage collector is off during a turn.
+"""
+
+from __future__ import annotations
+
+import gc
+import math
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+from typing import Any
+
+#: A sample is at least this long, if it takes several calls to be.
+SAMPLE_SECONDS = 1e-3
+
+#: Calls that take longer are not preceded by one that is not counted: caches are a small part of them.
+WARM_UP_BELOW = 20e-3
+
+#: How many rounds there are at least and at most. Whose turn takes longer than SLOW seconds has one if need be.
+ROUNDS, SLOW = (3, 25), 0.4
+
+#: Waiting for other threads: how long to look whether they work, what counts as rest, and when to give up.
+LOOK_SECONDS, REST, PATIENCE_SECONDS = 5e-3, 0.1, 0.1
+
+
+@dataclass
+class Samples:
+    """What a contender's turns took.
+
+    Attributes
+    ----------
+    iterations : int
+        Calls in a sample.
+    seconds : list of float
+        For each turn the seconds of a call.
+    """
+
+    iterations: int = 1
+    seconds: list[float] = field(default_factory=list)
+
+    @property
+    def median(self) -> float:
+        """Seconds of a call: the median of the turns."""
+        return statistics.median(self.seconds)
+
+    @property
+    def best(self) -> float:
+        """Seconds of a call in the shortest turn."""
+        return min(self.seconds)
+
+
+def interleave(calls: Mapping[str, Callable[[], Any]], seconds: float, *, threads: int = 1,
+               rounds: tuple[int, int] = ROUNDS, seen: Mapping[str, float] | None = None,
+               inside: Callable[[str], AbstractContextManager[Any]] = lambda name: nullcontext(),
+               samples: dict[str, Samples] | None = None) -> dict[str, Samples]:
+    """Time calls by turns.
+
+    Parameters
+    ----------
+    calls : mapping of str to callable
+        The contenders. Each has been called before, so that what happens once has happened.
+    seconds : float
+        For all of them together; more where they need it for the least number of turns.
+    threads : int
+        That the contenders use: with more than one, a turn waits until the others' threads are at rest.
+    rounds : pair of int
+        The least and the largest number of turns.
+    seen : mapping of str to float, optional
+        Seconds that a call took before. A long one need not be made once more to know how many fit.
+    inside : callable
+        Makes the block that a contender's turn runs in, from its name: settings that are no part of a call.
+    samples : dict, optional
+        Filled while it runs, and so good for something after a KeyboardInterrupt.
+
+    Returns
+    -------
+    dict of str to Samples
+        `samples`. A contender without any turn is not in it.
+    """
+    samples = {} if samples is None else samples
+    least, most = rounds
+    found: dict[str, Samples] = {}
+    turns: dict[str, int] = {}
+    short: set[str] = set()
+    for name, call in calls.items():
+        once = (seen or {}).get(name, 0.0)
+        if once < WARM_UP_BELOW:
+            short.add(name)
+            _settle(threads)
+            with inside(name):
+                once = min(_sample(call, 1) for _ in range(3))
+        found[name] = Samples(max(1, math.ceil(SAMPLE_SECONDS / max(once, 1e-9))) if once < SAMPLE_SECONDS else 1)
+        turn = once * (found[name].iterations + (name in short))
+        turns[name] = min(max(int(seconds / len(calls) / max(turn, 1e-9)), least if turn < SLOW else 1), most)
+    last = max(turns.values(), default=0)
+    for i in range(last):
+        for name in list(calls) if i % 2 == 0 else reversed(list(calls)):
+            if (i + 1) * turns[name] // last == i * turns[name] // last:  # not this time
+                continue
+            _settle(threads)
+            entry = found[name]
+            samples.setdefault(name, entry)
+            with inside(name):
+                if name in short:
+                    calls[name]()
+                entry.seconds.append(_sample(calls[name], entry.iterations))
+    return samples
+
+
+def _sample(call: Callable[[], Any], iterations: int) -> float:
+    """Seconds of a call, as the mean of so many in a row."""
+    collecting = gc.isenabled()
+    gc.disable()
+    try:
+        start = time.perf_counter()
+        for _ in range(iterations):
+            call()
+        return (time.perf_counter() - start) / iterations
+    finally:
+        if collecting:
+            gc.enable()
+
+
+def _settle(threads: int) -> None:
+    """Wait until the other threads of this process are at rest, or patience is at its end."""
+    if threads == 1:
+        return
+    end = time.perf_counter() + PATIENCE_SECONDS
+    while True:
+        before, start = time.process_time(), time.perf_counter()
+        time.sleep(LOOK_SECONDS)
+        now = time.perf_counter()
+        if time.process_time() - before < REST * (now - start) or now > end:
+            return

@@ -1,0 +1,109 @@
+"""The Numba backend: the kernels of :mod:`fastconv.native` once more, in Python that Numba compiles on first use.
+
+Importing this package does not import Numba; the first call does.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from .. import im2col_gemm
+from ..backends import KERNEL_DTYPES, Array, Budget, NumpyBackend
+from ..geometry import Conv2dGeometry, Pool2dGeometry, Window2dGeometry
+
+#: Beyond what the kernels' own arithmetic could hold, and any memory.
+_TOO_MUCH = 2**62
+
+
+class NumbaBackend(NumpyBackend):
+    """The kernels of this package; what they have none for is the reference's, as with the Cython backend."""
+
+    name = "numba"
+
+    def direct_unsupported(self, operation: str, geometry: Conv2dGeometry, dtype: np.dtype) -> str | None:
+        if dtype in KERNEL_DTYPES:
+            return None
+        return f"kernels are for float32 and float64, not for {dtype}"
+
+    def direct_bytes(self, operation: str, geometry: Conv2dGeometry, dtype: np.dtype, threads: int) -> int:
+        from . import direct
+
+        cells = geometry.channels * geometry.padded_size[0] * geometry.padded_size[1]
+        return _TOO_MUCH if 16 * cells >= _TOO_MUCH else direct.workspace(operation, geometry, dtype.itemsize, threads)
+
+    def direct_forward(self, x: Array, weight: Array, bias: Array | None, relu: bool, geometry: Conv2dGeometry,
+                       out: Array, budget: Budget) -> None:
+        from . import direct
+
+        direct.forward(x, weight, bias, relu, geometry, out, budget.threads)
+
+    def direct_backward_data(self, dout: Array, weight: Array, geometry: Conv2dGeometry, out: Array,
+                             budget: Budget) -> None:
+        from . import direct
+
+        if not direct.backward_data(dout, weight, geometry, out, budget.threads):
+            # rule 3: an infinite weight must not meet padding of dout, which the column matrix does not have
+            im2col_gemm.backward_data(self, dout, weight, geometry, out, im2col_gemm.modest(budget))
+
+    def direct_backward_weight(self, dout: Array, x: Array, geometry: Conv2dGeometry, out: Array,
+                               budget: Budget) -> None:
+        from . import direct
+
+        if not direct.backward_weight(dout, x, geometry, out, budget.threads):
+            im2col_gemm.backward_weight(self, dout, x, geometry, out, im2col_gemm.modest(budget))
+
+    def im2col(self, x: Array, geometry: Window2dGeometry, layout: str, pad_value: Any, out: Array,
+               threads: int) -> None:
+        from . import im2col
+
+        if x.itemsize not in im2col.ITEMS:
+            super().im2col(x, geometry, layout, pad_value, out, threads)
+        elif out.size:
+            im2col.im2col(x, geometry, layout, np.array(pad_value, x.dtype), out, threads)
+
+    def col2im(self, col: Array, geometry: Window2dGeometry, layout: str, out: Array, threads: int) -> None:
+        from . import im2col
+
+        if col.dtype not in KERNEL_DTYPES:
+            super().col2im(col, geometry, layout, out, threads)
+        else:
+            im2col.col2im(col, geometry, layout, out, threads)
+
+    def max_pool(self, x: Array, geometry: Pool2dGeometry, out: Array, indices: Array | None, threads: int) -> None:
+        from . import pooling
+
+        if x.dtype not in KERNEL_DTYPES:
+            super().max_pool(x, geometry, out, indices, threads)
+        else:
+            pooling.max_pool(x, geometry, out, indices, threads)
+
+    def max_pool_backward(self, dout: Array, indices: Array, geometry: Window2dGeometry, out: Array,
+                          threads: int) -> bool:
+        from . import pooling
+
+        if dout.dtype not in KERNEL_DTYPES:
+            return super().max_pool_backward(dout, indices, geometry, out, threads)
+        return pooling.max_pool_backward(dout, indices, geometry, out, threads)
+
+    def _average(self, x: Array, geometry: Pool2dGeometry, count_include_pad: bool, divisor_override: int | None,
+                 backward: bool, out: Array, threads: int) -> None:
+        from . import pooling
+
+        rows, columns = (np.array(geometry.divisors(axis, count_include_pad), np.float64) for axis in (0, 1))
+        pooling.avg_pool(x, geometry, rows, columns, float(divisor_override or 0), backward, out, threads)
+
+    def avg_pool(self, x: Array, geometry: Pool2dGeometry, count_include_pad: bool, divisor_override: int | None,
+                 out: Array, threads: int) -> None:
+        if x.dtype not in KERNEL_DTYPES:
+            super().avg_pool(x, geometry, count_include_pad, divisor_override, out, threads)
+        else:
+            self._average(x, geometry, count_include_pad, divisor_override, False, out, threads)
+
+    def avg_pool_backward(self, dout: Array, geometry: Pool2dGeometry, count_include_pad: bool,
+                          divisor_override: int | None, out: Array, threads: int) -> None:
+        if dout.dtype not in KERNEL_DTYPES:
+            super().avg_pool_backward(dout, geometry, count_include_pad, divisor_override, out, threads)
+        else:
+            self._average(dout, geometry, count_include_pad, divisor_override, True, out, threads)

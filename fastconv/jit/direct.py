@@ -1,0 +1,804 @@
+"""Direct convolution in Numba: no column matrix, one padded copy of a few rows of the image at a time.
+
+The layout is the Cython backend's ("shifted flat rows"; native/direct.pxi has the picture): a band of the image is copied
+to rows of one length L that include the padding, so that a tap (kh, kw) sees all output pixels of the band in one flat
+array, shifted by kh*L + kw. With stride s the copy is split by phase, one plane for each residue of a tap modulo s. Backward
+data is the same product on the output gradient, once for each parity of the input pixels. Positions between two rows are no
+output pixels; they are computed and thrown away.
+
+The kernels are not the Cython ones, because Numba has no vectors to program with: everything rests on what LLVM's loop
+vectoriser makes of plain loops. It needs one contiguous inner loop over pixels, at most eight pairs of arrays that might
+overlap (it tests them when the loop is entered), and indices that can't wrap around. So the tile does not stay in registers
+over the reduction, as in C; the weights do:
+
+    tile[i][p] += sum over six t of a[i][t] * b[offset[t] + p]        four rows i, some hundred pixels p
+
+For each vector of p that is 24 FMAs for 6 + 4 loads and 4 stores, in first-level cache, with 24 weights broadcast to
+registers outside of the loop. What `rows4` compiles to (Numba 0.68, LLVM 22, AVX-512, from inspect_asm):
+
+    .loop:  vmovups (b0 + 4*p), %zmm24          six of them, one vector of each b
+            vmovups (tile + 4*p), %zmm26        four, one vector of each row
+            vfmadd231ps %zmm24, %zmm9, %zmm26   24, all with register operands: 24 weights + 4 sums + b fill 32 registers
+            vmovups %zmm26, (tile + 4*p)        four
+            add $16, p; jne .loop
+
+which is one iteration of the loop in Python, unrolled by nobody. With a pixel count that is a constant of 64 LLVM unrolls it
+fourfold, and the code runs at a third of the speed (more than the front end delivers); four rows of eight taps need more
+registers than there are. For AVX2 the same source gives ymm vectors and 24 weights in memory, which an FMA reads at no cost.
+The last columns are rounded up to whole vectors, so that no scalar loop is entered.
+
+Backward weight, dw[k][r] = sum over p of dout[k][p] * flat[offset[r] + p], sums over what is contiguous, and a sum vectorises
+only where its order may change. There are two ways around that:
+
+- wide, for many filters: dout is turned, so that filters are contiguous, and the sum over pixels is `rows4` again with
+  filters in place of pixels: (R, P) @ (P, K) -> (R, K).
+- narrow, for few filters (depthwise): `lanes6` keeps 64 partial sums for each element of dw and folds them once at the end.
+
+Both have positions between the rows of dout, which hold zeros there; so does the flat copy of dout in backward data. Zero times
+infinity is NaN: where a weight (for dx) or a pixel (for dw) is not finite, the caller goes another way (`finite`).
+
+Sums are cut into chunks of REDUCTION terms, whose results are added up: a blocked sum (Higham, Accuracy and Stability of
+Numerical Algorithms, 2nd ed., section 4.2). Workers take (images, group, band, block of filters), in backward weight (group,
+block of rows of dw). No two write one element, and no sum depends on how they are dealt out.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from functools import cached_property, lru_cache
+from typing import Any
+
+import numpy as np
+
+from .. import memory
+from ..geometry import Conv2dGeometry
+from .common import U, copy, inside, zero
+from .options import Kernel, flat, part, prange, usable_workers
+
+ROWS, TAPS = 4, 6    # of the block of weights that stays in registers
+COLUMNS = 512        # the most columns of a tile
+PITCH = 528          # from one of its rows to the next: a power of two would make them share cache sets
+STEP = 16            # columns are rounded up to multiples of this: the longest vector there is
+REDUCTION = 240      # terms of a chunk of a sum, a multiple of TAPS
+LANES = 64           # partial sums of one element of dw in the narrow kernel,
+SEGMENTS = 2         # pixels that are added to each of them in one visit
+BAND_BYTES = 393216  # of a band's flat copy: with the weights that stream past, it fits an L2 of 1 MB
+NARROW_FILTERS = 24  # backward weight is narrow for fewer filters than this,
+NARROW_BYTES = 2**20 # if its partial sums fit
+
+# Where things lie in a worker's tile array: the tile, the sum of its chunks, the narrow kernel's partial sums.
+TILE, TOTAL, SUMS = 0, ROWS * PITCH, 2 * ROWS * PITCH
+
+_TOTAL, _PITCH, _STEP, _TAPS, _LANES, _REDUCTION = U(TOTAL), U(PITCH), U(STEP), U(TAPS), U(LANES), U(REDUCTION)
+_0, _1, _2, _3, _4, _5 = U(0), U(1), U(2), U(3), U(4), U(5)
+
+JOB = np.dtype([(name, np.int64) for name in (
+    "items", "batch", "groups",
+    "sources", "rows", "taps",           # planes of the source and of the result in one group; KH*KW
+    "height", "width",                   # of a source plane
+    "step_h", "step_w", "base_h", "base_w",  # band row y, column x is source row (y0 + y)*step_h + phase_h + base_h, ...
+    "slots_h", "slots_w",                # phases
+    "length", "halo",                    # L; rows of a band beyond its positions
+    "first", "last",                     # rows of positions, [first, last)
+    "band", "bands",                     # rows of positions in one band, and bands of an image
+    "images", "plane",                   # images in one flat copy (where they are small), and cells of one's plane
+    "base_j",                            # column of the output of the flat copy's first column
+    "out_h", "out_w", "blocks", "group_weights",
+    "cells",                             # of the flat copy
+    "pitch",                             # of the rows of the turned dout; length of the flat copy of dout
+    "tile", "flat", "side",              # elements of a worker's three pieces of scratch
+)])
+
+#: The output pixels that see one set of taps: rows q*step_h + start_h for q in [first_h, last_h), columns likewise.
+TAP_CLASS = np.dtype([(name, np.int64) for name in (
+    "terms", "weights", "table", "start_h", "step_h", "first_h", "last_h", "start_w", "step_w", "first_w", "last_w",
+    "residue_h", "residue_w")])
+
+
+# --- tiles ------------------------------------------------------------------------------------------------------------
+# The tile and what it reads are always different arrays: LLVM can test whether two arrays overlap, not two parts of one.
+
+@part
+def rows4(tile, steps, a, a0, a1, a2, a3, b, offset, first, shift):
+    """tile[i, p] += sum over six terms t of a[ai + t] * b[offset[first + t] + shift + p], for four rows i."""
+    a00, a01, a02, a03, a04, a05 = a[a0], a[a0 + _1], a[a0 + _2], a[a0 + _3], a[a0 + _4], a[a0 + _5]
+    a10, a11, a12, a13, a14, a15 = a[a1], a[a1 + _1], a[a1 + _2], a[a1 + _3], a[a1 + _4], a[a1 + _5]
+    a20, a21, a22, a23, a24, a25 = a[a2], a[a2 + _1], a[a2 + _2], a[a2 + _3], a[a2 + _4], a[a2 + _5]
+    a30, a31, a32, a33, a34, a35 = a[a3], a[a3 + _1], a[a3 + _2], a[a3 + _3], a[a3 + _4], a[a3 + _5]
+    b0, b1, b2 = offset[first] + shift, offset[first + _1] + shift, offset[first + _2] + shift
+    b3, b4, b5 = offset[first + _3] + shift, offset[first + _4] + shift, offset[first + _5] + shift
+    row1, row2, row3 = _PITCH, _PITCH * _2, _PITCH * _3
+    for p in range(steps * _STEP):
+        v0, v1, v2, v3, v4, v5 = b[b0 + p], b[b1 + p], b[b2 + p], b[b3 + p], b[b4 + p], b[b5 + p]
+        s0, s1, s2, s3 = tile[p], tile[row1 + p], tile[row2 + p], tile[row3 + p]
+        s0, s1, s2, s3 = s0 + a00 * v0, s1 + a10 * v0, s2 + a20 * v0, s3 + a30 * v0
+        s0, s1, s2, s3 = s0 + a01 * v1, s1 + a11 * v1, s2 + a21 * v1, s3 + a31 * v1
+        s0, s1, s2, s3 = s0 + a02 * v2, s1 + a12 * v2, s2 + a22 * v2, s3 + a32 * v2
+        s0, s1, s2, s3 = s0 + a03 * v3, s1 + a13 * v3, s2 + a23 * v3, s3 + a33 * v3
+        s0, s1, s2, s3 = s0 + a04 * v4, s1 + a14 * v4, s2 + a24 * v4, s3 + a34 * v4
+        s0, s1, s2, s3 = s0 + a05 * v5, s1 + a15 * v5, s2 + a25 * v5, s3 + a35 * v5
+        tile[p], tile[row1 + p], tile[row2 + p], tile[row3 + p] = s0, s1, s2, s3
+
+
+@part
+def rows4_term(tile, steps, a, a0, a1, a2, a3, b, at):
+    """The same for one term, of those that are left of sixes."""
+    w0, w1, w2, w3 = a[a0], a[a1], a[a2], a[a3]
+    row1, row2, row3 = _PITCH, _PITCH * _2, _PITCH * _3
+    for p in range(steps * _STEP):
+        v = b[at + p]
+        s0, s1, s2, s3 = tile[p], tile[row1 + p], tile[row2 + p], tile[row3 + p]
+        tile[p], tile[row1 + p], tile[row2 + p], tile[row3 + p] = s0 + w0 * v, s1 + w1 * v, s2 + w2 * v, s3 + w3 * v
+
+
+@part
+def rows1(tile, steps, a, a0, b, offset, first, shift):
+    """The same for one row: what is left of a block of rows, and depthwise convolution."""
+    w0, w1, w2, w3, w4, w5 = a[a0], a[a0 + _1], a[a0 + _2], a[a0 + _3], a[a0 + _4], a[a0 + _5]
+    b0, b1, b2 = offset[first] + shift, offset[first + _1] + shift, offset[first + _2] + shift
+    b3, b4, b5 = offset[first + _3] + shift, offset[first + _4] + shift, offset[first + _5] + shift
+    for p in range(steps * _STEP):
+        s = tile[p] + w0 * b[b0 + p]
+        s += w1 * b[b1 + p]
+        s += w2 * b[b2 + p]
+        s += w3 * b[b3 + p]
+        s += w4 * b[b4 + p]
+        tile[p] = s + w5 * b[b5 + p]
+
+
+@part
+def rows1_term(tile, steps, a, a0, b, at):
+    w = a[a0]
+    for p in range(steps * _STEP):
+        tile[p] += w * b[at + p]
+
+
+@part
+def clear(tile, at, rows, steps):
+    """The first 1 or 4 rows of the tile that starts at tile[at]."""
+    if rows == ROWS:
+        for p in range(at, at + steps * _STEP):
+            tile[p] = tile[p + _PITCH] = tile[p + _PITCH * _2] = tile[p + _PITCH * _3] = 0
+    else:
+        for p in range(at, at + steps * _STEP):
+            tile[p] = 0
+
+
+@part
+def multiply(tile, rows, steps, a, a0, a1, a2, a3, b, offset, table, terms, shift):
+    """(rows, R) @ (R, columns): c[i, p] = sum over all terms t of a[ai + t] * b[offset[table + t] + shift + p].
+
+    `rows` is 1 or 4. Returns where in `tile` c is.
+    """
+    clear(tile, _0, rows, steps)
+    in_chunks = terms > _REDUCTION
+    if in_chunks:
+        clear(tile, _TOTAL, rows, steps)
+    t = _0
+    while t < terms:
+        stop = min(t + _REDUCTION, terms)
+        if rows == ROWS:
+            while t + _TAPS <= stop:
+                rows4(tile, steps, a, a0 + t, a1 + t, a2 + t, a3 + t, b, offset, table + t, shift)
+                t += _TAPS
+            while t < stop:
+                rows4_term(tile, steps, a, a0 + t, a1 + t, a2 + t, a3 + t, b, offset[table + t] + shift)
+                t += _1
+        else:
+            while t + _TAPS <= stop:
+                rows1(tile, steps, a, a0 + t, b, offset, table + t, shift)
+                t += _TAPS
+            while t < stop:
+                rows1_term(tile, steps, a, a0 + t, b, offset[table + t] + shift)
+                t += _1
+        if in_chunks:
+            for i in range(rows):
+                row = U(i) * _PITCH
+                for p in range(row, row + steps * _STEP):
+                    tile[_TOTAL + p] += tile[p]
+            clear(tile, _0, rows, steps)
+    return TOTAL if in_chunks else TILE
+
+
+@part
+def lanes6(sums, at, d, begin, b, offset, first, shift):
+    """sums[at + 64*j + i] += sum over i, i + 64 of d[begin + i] * b[offset[first + j] + shift + i], for six j and 64 i."""
+    b0, b1, b2 = offset[first] + shift, offset[first + _1] + shift, offset[first + _2] + shift
+    b3, b4, b5 = offset[first + _3] + shift, offset[first + _4] + shift, offset[first + _5] + shift
+    n = _LANES
+    for i in range(n):
+        d0, d1 = d[begin + i], d[begin + n + i]
+        s0, s1, s2 = sums[at + i], sums[at + n + i], sums[at + n * _2 + i]
+        s3, s4, s5 = sums[at + n * _3 + i], sums[at + n * _4 + i], sums[at + n * _5 + i]
+        s0, s1, s2 = s0 + d0 * b[b0 + i], s1 + d0 * b[b1 + i], s2 + d0 * b[b2 + i]
+        s3, s4, s5 = s3 + d0 * b[b3 + i], s4 + d0 * b[b4 + i], s5 + d0 * b[b5 + i]
+        s0, s1, s2 = s0 + d1 * b[b0 + n + i], s1 + d1 * b[b1 + n + i], s2 + d1 * b[b2 + n + i]
+        s3, s4, s5 = s3 + d1 * b[b3 + n + i], s4 + d1 * b[b4 + n + i], s5 + d1 * b[b5 + n + i]
+        sums[at + i], sums[at + n + i], sums[at + n * _2 + i] = s0, s1, s2
+        sums[at + n * _3 + i], sums[at + n * _4 + i], sums[at + n * _5 + i] = s3, s4, s5
+
+
+# --- the flat copy ----------------------------------------------------------------------------------------------------
+
+@part
+def fill_flat(job, phases, to, source, at, image_step, images, channels, y0, rows):
+    """Copy `rows` + halo rows of some channels of some images, from row y0 of positions on, to (channel, phases, image).
+
+    Channels of the first image start at source[at].
+    """
+    height, width, step, length = job.height, job.width, job.step_w, job.length
+    slots_h, slots_w = job.slots_h, job.slots_w
+    for b in range(slots_w):
+        # to[x] is source[start + x*step], where that lies in the row: for x in [first, stop)
+        start = phases[slots_h + b] + job.base_w
+        first, stop = inside(width, start, step, length)
+        start += first * step
+        for c in range(channels):
+            for a in range(slots_h):
+                slot = ((c * slots_h + a) * slots_w + b) * job.images
+                for n in range(images):
+                    plane = at + n * image_step + c * height * width + start
+                    line = (slot + n) * job.plane
+                    row = y0 * job.step_h + phases[a] + job.base_h
+                    for _ in range(rows + job.halo):
+                        if 0 <= row < height:
+                            zero(to, line, first)
+                            copy(to, line + first, source, plane + row * width, step, stop - first)
+                            zero(to, line + stop, length - stop)
+                        else:
+                            zero(to, line, length)
+                        line += length
+                        row += job.step_h
+
+
+# --- forward and backward data ----------------------------------------------------------------------------------------
+
+@part
+def store_run(out, to, step, tile, at, count, bias, relu):
+    """out[to + x*step] = tile[at + x] + bias, with relu not below zero."""
+    t, s = U(to), U(at)
+    if step != 1:  # of backward data only, which has neither bias nor relu
+        for x in range(U(count)):
+            out[t + x * U(step)] = tile[s + x]
+    elif relu:
+        for x in range(U(count)):
+            v = tile[s + x] + bias
+            out[t + x] = 0 if v < 0 else v  # NaN is not below zero: it stays
+    else:
+        for x in range(U(count)):
+            out[t + x] = tile[s + x] + bias
+
+
+@part
+def store(job, tap, tile, at, rows, columns, p0, q0, q1, out, plane0, bias, bias0, relu):
+    """Positions [p0, p0 + columns) of `rows` planes, a tile at tile[at], to where they belong in `out`."""
+    length, rows_of_image = job.length, job.plane // job.length
+    out_plane, out_w = job.out_h * job.out_w, job.out_w
+    image_step = job.groups * job.rows * out_plane
+    first_w, last_w, step_w, start_w = tap.first_w, tap.last_w, tap.step_w, tap.start_w
+    first_h, last_h = tap.first_h, min(tap.last_h, q1)
+    line = p0 // length
+    n, y = line // rows_of_image, line % rows_of_image
+    begin = line * length - job.base_j  # position of the line's column 0 of the output
+    while begin + job.base_j < p0 + columns:
+        first, stop = max(p0 - begin, first_w), min(p0 + columns - begin, last_w)
+        if first < stop and first_h <= q0 + y < last_h:
+            to = plane0 * out_plane + n * image_step
+            to += ((q0 + y) * tap.step_h + tap.start_h) * out_w + first * step_w + start_w
+            run = at + begin + first - p0
+            for i in range(rows):
+                store_run(out, to, step_w, tile, run, stop - first, bias[bias0 + i], relu)
+                to += out_plane
+                run += PITCH
+        begin += length
+        y += 1
+        if y == rows_of_image:
+            n, y = n + 1, 0
+
+
+@part
+def correlate_item(job, taps, phases, offset, item, source, weights, bias, relu, out, tile, b):
+    """One (images, group, band, block of output planes)."""
+    block, item = item % job.blocks, item // job.blocks
+    band, item = item % job.bands, item // job.bands
+    group, image = item % job.groups, item // job.groups * job.images
+    images = min(job.images, job.batch - image)
+    q0 = job.first + band * job.band
+    q1 = min(q0 + job.band, job.last)
+    image_step = job.groups * job.sources * job.height * job.width
+    fill_flat(job, phases, b, source, image * image_step + group * job.sources * job.height * job.width, image_step, images,
+              job.sources, q0, q1 - q0)
+    # units: blocks of four planes, then single ones
+    fours = job.rows // ROWS
+    units = fours + job.rows % ROWS
+    u0, u1 = units * block // job.blocks, units * (block + 1) // job.blocks
+    for t in range(taps.size):
+        tap = taps[t]
+        y0, y1 = max(q0, tap.first_h) - q0, min(q1, tap.last_h) - q0
+        if y0 >= y1:
+            continue
+        p = y0 * job.length + tap.first_w - job.base_j
+        end = (images - 1) * job.plane + (y1 - 1) * job.length + tap.last_w - job.base_j
+        tiles = -((p - end) // COLUMNS)
+        wide = (-((p - end) // tiles) + STEP - 1) // STEP * STEP
+        while p < end:
+            columns = min(wide, end - p)
+            for u in range(u0, u1):
+                m = min(u, fours) * ROWS + max(u - fours, 0)
+                rows = ROWS if u < fours else 1
+                a, n = U(group * job.group_weights + tap.weights + m * tap.terms), U(tap.terms)
+                at = multiply(tile, rows, U((columns + STEP - 1) // STEP), weights, a, a + n, a + n * _2, a + n * _3, b,
+                              offset, U(tap.table), n, U(p))
+                store(job, tap, tile, at, rows, columns, p, q0, q1, out, (image * job.groups + group) * job.rows + m,
+                      bias, group * job.rows + m, relu)
+            p += columns
+
+
+@Kernel
+def correlate(workers, jobs, taps, phases, offset, source, weights, bias, relu, out, tiles, flats):
+    for worker in prange(workers):
+        job = jobs[0]  # in here: Numba can't hand a record over to the threads
+        tile = tiles[worker * job.tile:(worker + 1) * job.tile]
+        b = flats[worker * job.flat:(worker + 1) * job.flat]
+        zero(b, job.cells, job.flat - job.cells)
+        for item in range(job.items * worker // workers, job.items * (worker + 1) // workers):
+            correlate_item(job, taps, phases, offset, item, source, weights, bias, relu, out, tile, b)
+
+
+@Kernel
+def turn_weights(workers, jobs, taps, kernel, weights, to):
+    """The weights that each input channel sees, class by class: (G, K, C, KH, KW) -> (G, class, C, (K, taps of class))."""
+    for worker in prange(workers):
+        job = jobs[0]
+        kh, kw, step_h, step_w, gap_h, gap_w = kernel[0], kernel[1], kernel[2], kernel[3], kernel[4], kernel[5]
+        channels = job.groups * job.rows
+        for channel in range(channels * worker // workers, channels * (worker + 1) // workers):
+            group, c = channel // job.rows, channel % job.rows
+            for t in range(taps.size):
+                tap = taps[t]
+                at = U(group * job.group_weights + tap.weights + c * tap.terms)
+                for k in range(job.sources):
+                    filter_ = ((group * job.sources + k) * job.rows + c) * kh * kw
+                    for i in range(kh):
+                        if i * gap_h % step_h == tap.residue_h:
+                            for j in range(kw):
+                                if j * gap_w % step_w == tap.residue_w:
+                                    to[at] = weights[U(filter_ + i * kw + j)]
+                                    at += _1
+
+
+# --- backward weight --------------------------------------------------------------------------------------------------
+
+@part
+def turn_dout(job, to, dout, plane0, y0, p0, positions):
+    """Positions [p0, p0 + positions) of dout as rows of `job.rows` planes each; zeros for positions between its rows."""
+    length, out_w, out_plane, pitch = job.length, job.out_w, job.out_h * job.out_w, job.pitch
+    line = p0 // length
+    p = p0
+    while p < p0 + positions:
+        first = p - line * length
+        stop = min(p0 + positions - line * length, length)
+        cells = max(min(stop, out_w) - first, 0)
+        at = (p - p0) * pitch
+        for k in range(job.rows):
+            cell = U(at + k)
+            row = U((plane0 + k) * out_plane + (y0 + line) * out_w + first)
+            for x in range(U(cells)):
+                to[cell] = dout[row + x]
+                cell += U(pitch)
+        zero(to, at + cells * pitch, (stop - first - cells) * pitch)
+        p += stop - first
+        line += 1
+
+
+@part
+def wide_item(job, phases, offset, table, item, x, dout, dw, tile, b, side):
+    """Some rows of dw.T of one group over all pixels, in order: (R, P) @ (P, K) -> (R, K), P at most REDUCTION."""
+    block, group = item % job.blocks, item // job.blocks
+    terms = job.sources * job.taps
+    fours = terms // ROWS
+    units = fours + terms % ROWS
+    u0, u1 = units * block // job.blocks, units * (block + 1) // job.blocks
+    r0, r1 = min(u0, fours) * ROWS + max(u0 - fours, 0), min(u1, fours) * ROWS + max(u1 - fours, 0)
+    c0, c1 = r0 // job.taps, (r1 + job.taps - 1) // job.taps
+    # where the flat copy starts for `offset`, which counts from the group's first channel
+    origin = -c0 * job.slots_h * job.slots_w * job.plane
+    sums = REDUCTION * job.pitch  # behind the turned dout
+    zero(side, 0, sums + (r1 - r0) * job.pitch)
+    in_plane = job.height * job.width
+    for image in range(job.batch):
+        planes = image * job.groups + group
+        for band in range(job.bands):
+            y0 = band * job.band
+            rows = min(job.band, job.last - y0)
+            fill_flat(job, phases, b, x, (planes * job.sources + c0) * in_plane, 0, 1, c1 - c0, y0, rows)
+            end = (rows - 1) * job.length + job.out_w
+            for p in range(0, end, REDUCTION):
+                positions = min(REDUCTION, end - p)
+                turn_dout(job, side, dout, planes * job.rows, y0, p, positions)
+                shift = U(origin + p)
+                for u in range(u0, u1):
+                    r = min(u, fours) * ROWS + max(u - fours, 0)
+                    height = ROWS if u < fours else 1
+                    a0, a1 = offset[U(r)] + shift, offset[U(min(r + 1, terms - 1))] + shift
+                    a2, a3 = offset[U(min(r + 2, terms - 1))] + shift, offset[U(min(r + 3, terms - 1))] + shift
+                    for k in range(0, job.rows, COLUMNS):
+                        columns = min(COLUMNS, job.rows - k)
+                        at = multiply(tile, height, U((columns + STEP - 1) // STEP), b, a0, a1, a2, a3, side, table, _0,
+                                      U(positions), U(k))
+                        for i in range(height):
+                            add, to = U(at + i * PITCH), U(sums + (r - r0 + i) * job.pitch + k)
+                            for j in range(U(columns)):
+                                side[to + j] += tile[add + j]
+    for k in range(job.rows):
+        to, at = U((group * job.rows + k) * terms + r0), U(sums + k)
+        for r in range(U(r1 - r0)):
+            dw[to + r] = side[at]
+            at += U(job.pitch)
+
+
+@part
+def narrow_item(job, phases, offset, item, x, dout, dw, sums, b, d):
+    """dw of some filters of one group over all pixels, in order, in LANES partial sums for each element."""
+    block, group = item % job.blocks, item // job.blocks
+    k0, k1 = job.rows * block // job.blocks, job.rows * (block + 1) // job.blocks
+    terms = job.sources * job.taps
+    padded = (terms + TAPS - 1) // TAPS * TAPS
+    zero(sums, SUMS, (k1 - k0) * padded * LANES)
+    in_plane, out_plane, out_w = job.height * job.width, job.out_h * job.out_w, job.out_w
+    for image in range(0, job.batch, job.images):
+        images = min(job.images, job.batch - image)
+        for band in range(job.bands):
+            y0 = band * job.band
+            rows = min(job.band, job.last - y0)
+            fill_flat(job, phases, b, x, (image * job.groups + group) * job.sources * in_plane,
+                      job.groups * job.sources * in_plane, images, job.sources, y0, rows)
+            end = (images - 1) * job.plane + (rows - 1) * job.length + out_w
+            for k in range(k0, k1):
+                zero(d, 0, job.pitch)
+                for n in range(images):
+                    row = (((image + n) * job.groups + group) * job.rows + k) * out_plane + y0 * out_w
+                    to = n * job.plane
+                    for _ in range(rows):
+                        copy(d, to, dout, row, 1, out_w)
+                        to += job.length
+                        row += out_w
+                for r in range(0, terms, TAPS):
+                    at = SUMS + ((k - k0) * padded + r) * LANES
+                    for p in range(0, end, SEGMENTS * LANES):
+                        lanes6(sums, U(at), d, U(p), b, offset, U(r), U(p))
+    for k in range(k0, k1):
+        for r in range(terms):
+            at = U(SUMS + ((k - k0) * padded + r) * LANES)
+            half = _LANES // _2
+            while half > _0:  # halves are folded onto each other: in a fixed order, and as vectors
+                for i in range(half):
+                    sums[at + i] += sums[at + half + i]
+                half //= _2
+            dw[(group * job.rows + k) * terms + r] = sums[at]
+
+
+@Kernel
+def weight_gradient(workers, jobs, phases, offset, table, narrow, x, dout, dw, tiles, flats, sides):
+    for worker in prange(workers):
+        job = jobs[0]
+        tile = tiles[worker * job.tile:(worker + 1) * job.tile]
+        b = flats[worker * job.flat:(worker + 1) * job.flat]
+        side = sides[worker * job.side:(worker + 1) * job.side]
+        zero(b, job.cells, job.flat - job.cells)
+        for item in range(job.items * worker // workers, job.items * (worker + 1) // workers):
+            if narrow:
+                narrow_item(job, phases, offset, item, x, dout, dw, tile, b, side)
+            else:
+                wide_item(job, phases, offset, table, item, x, dout, dw, tile, b, side)
+
+
+@Kernel
+def finite(workers, values):
+    """Is none of the values infinite or NaN?"""
+    found = False
+    for i in range(values.size):
+        found |= values[i] - values[i] != 0
+    return not found
+
+
+# --- plans: what follows from the geometry ----------------------------------------------------------------------------
+
+
+def _ceil_div(a: int, b: int) -> int:
+    return -(-a // b)
+
+
+def _round_up(a: int, b: int) -> int:
+    return _ceil_div(a, b) * b
+
+
+class Plan:
+    """A job for a kernel, its tables, and the scratch that it needs. Sizes at once, tables when they are asked for.
+
+    Attributes
+    ----------
+    job : dict
+        The fields of JOB, without those that follow from the number of workers.
+    shared : int
+        Elements of scratch for all workers together.
+    """
+
+    def __init__(self, geometry: Conv2dGeometry, itemsize: int) -> None:
+        self.geometry, self.itemsize = geometry, itemsize
+        self.job = dict.fromkeys(JOB.names or (), 0)
+        self.job.update(batch=geometry.batch, groups=geometry.groups, taps=geometry.taps, blocks=1, images=1)
+        self.shared = 0
+        self._ready: dict[int, tuple[np.ndarray, int, list[int]]] = {}
+
+    def _set_bands(self) -> None:
+        """As many rows of positions in a band as fit the budget, in bands of even height; small images together."""
+        job = self.job
+        row = job["sources"] * job["slots_h"] * job["slots_w"] * job["length"] * self.itemsize
+        positions = max(job["last"] - job["first"], 1)
+        band = min(max(BAND_BYTES // row - job["halo"], 1), positions)
+        job["bands"] = _ceil_div(positions, band)
+        job["band"] = _ceil_div(positions, job["bands"])
+        job["plane"] = (job["band"] + job["halo"]) * job["length"]
+
+    def _set_images(self) -> None:
+        """Several images in one flat copy, where one fills less than half a tile."""
+        job = self.job
+        if job["bands"] == 1:
+            fit = BAND_BYTES // (job["sources"] * job["slots_h"] * job["slots_w"] * job["plane"] * self.itemsize)
+            images = max(min(COLUMNS // job["plane"], fit, job["batch"]), 1)
+            job["images"] = _ceil_div(max(job["batch"], 1), _ceil_div(max(job["batch"], 1), images))
+
+    def _set_flat(self) -> None:
+        job = self.job
+        job["cells"] = job["sources"] * job["slots_h"] * job["slots_w"] * job["images"] * job["plane"]
+        # A tile's last columns are rounded up, and the narrow kernel's segments.
+        job["flat"] = _round_up(job["cells"] + SEGMENTS * LANES, 16)
+        job["tile"] = SUMS
+
+    def _with_workers(self, workers: int) -> tuple[dict[str, int], int]:
+        """The job for so many workers, and how many of them have something to do."""
+        raise NotImplementedError
+
+    def _split(self, job: dict[str, int], items: int, most: int, workers: int) -> int:
+        """Set blocks: an item is cut where there are too few of them to go round."""
+        if workers > 1 and items < 4 * workers:
+            job["blocks"] = max(min(workers // math.gcd(items, workers), most), 1)
+        job["items"] = items * job["blocks"]
+        return max(min(workers, job["items"]), 1)
+
+    def nbytes(self, threads: int) -> int:
+        """Scratch of a call."""
+        job, workers = self._with_workers(usable_workers(threads))
+        return (self.shared + workers * (job["tile"] + job["flat"] + job["side"])) * self.itemsize
+
+    def ready(self, threads: int, dtype: np.dtype) -> tuple[int, np.ndarray, list[np.ndarray]]:
+        """What a call needs: the number of workers, the job as the kernel takes it, scratch (shared, and three pieces)."""
+        threads = usable_workers(threads)
+        found = self._ready.get(threads)
+        if found is None:
+            fields, workers = self._with_workers(threads)
+            job = np.array([tuple(fields[name] for name in JOB.names or ())], JOB)
+            sizes = [self.shared, workers * fields["tile"], workers * fields["flat"], workers * fields["side"]]
+            found = self._ready[threads] = job, workers, [sum(sizes[:i]) for i in range(5)]
+        job, workers, ends = found
+        scratch = memory.scratch_array("scratch memory", (ends[4],), dtype)
+        return workers, job, [scratch[ends[i]:ends[i + 1]] for i in range(4)]
+
+
+def _phases(kernel: int, gap: int, step: int) -> tuple[list[int], list[int]]:
+    """The distinct residues of the taps k*gap modulo step, and each tap's place among them."""
+    residues = [k * gap % step for k in range(kernel)]
+    distinct = list(dict.fromkeys(residues))
+    return distinct, [distinct.index(residue) for residue in residues]
+
+
+def _phase_count(kernel: int, gap: int, step: int) -> int:
+    return min(kernel, step // math.gcd(gap, step))  # residues of k*gap repeat after step / gcd(gap, step) taps
+
+
+class _ForwardLayout(Plan):
+    """The flat copy of x that forward and backward weight share."""
+
+    def __init__(self, geometry: Conv2dGeometry, itemsize: int) -> None:
+        super().__init__(geometry, itemsize)
+        (kh, kw), (sh, sw), (dh, dw) = geometry.kernel, geometry.stride, geometry.dilation
+        (top, _), (left, _) = geometry.pads
+        self.job.update(
+            sources=geometry.channels // geometry.groups, rows=geometry.out_channels // geometry.groups,
+            height=geometry.in_size[0], width=geometry.in_size[1], step_h=sh, step_w=sw, base_h=-top, base_w=-left,
+            slots_h=_phase_count(kh, dh, sh), slots_w=_phase_count(kw, dw, sw),
+            length=geometry.out_size[1] + (kw - 1) * dw // sw, halo=(kh - 1) * dh // sh, first=0,
+            last=geometry.out_size[0], out_h=geometry.out_size[0], out_w=geometry.out_size[1],
+            group_weights=math.prod(geometry.weight_shape) // geometry.groups)
+        self._set_bands()
+
+    def _offsets(self) -> tuple[np.ndarray, np.ndarray]:
+        """The phases, and for each (channel, kh, kw) how far it is from the flat copy's first cell."""
+        (kh, kw), (sh, sw), (dh, dw) = self.geometry.kernel, self.geometry.stride, self.geometry.dilation
+        job = self.job
+        phase_h, slot_h = _phases(kh, dh, sh)
+        phase_w, slot_w = _phases(kw, dw, sw)
+        c = np.arange(job["sources"])[:, None, None]
+        slot = (c * job["slots_h"] + np.array(slot_h)[:, None]) * job["slots_w"] + np.array(slot_w)
+        shift = (np.arange(kh) * dh // sh * job["length"])[:, None] + np.arange(kw) * dw // sw
+        return np.array(phase_h + phase_w), (slot * (job["images"] * job["plane"]) + shift).reshape(-1)
+
+
+class ForwardPlan(_ForwardLayout):
+    def __init__(self, geometry: Conv2dGeometry, itemsize: int) -> None:
+        super().__init__(geometry, itemsize)
+        self._set_images()
+        self._set_flat()
+
+    def _with_workers(self, workers: int) -> tuple[dict[str, int], int]:
+        return _correlation_workers(self, workers)
+
+    @cached_property
+    def tables(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Tap classes (one), phases, offsets."""
+        phases, offset = self._offsets()
+        taps = np.zeros(1, TAP_CLASS)
+        taps["terms"], taps["step_h"], taps["step_w"] = offset.size, 1, 1
+        taps["last_h"], taps["last_w"] = self.geometry.out_size
+        return taps, phases, offset.astype(np.uintp)
+
+
+def _correlation_workers(plan: Plan, workers: int) -> tuple[dict[str, int], int]:
+    job = dict(plan.job)
+    items = _ceil_div(job["batch"], job["images"]) * job["groups"] * job["bands"]
+    workers = plan._split(job, items, job["rows"] // ROWS + job["rows"] % ROWS, workers)
+    return job, workers
+
+
+class DataPlan(Plan):
+    """Backward data: the correlation of dout, one tap class for each parity of the input pixels."""
+
+    def __init__(self, geometry: Conv2dGeometry, itemsize: int) -> None:
+        super().__init__(geometry, itemsize)
+        (kh, kw), (sh, sw), (dh, dw) = geometry.kernel, geometry.stride, geometry.dilation
+        (top, _), (left, _) = geometry.pads
+        height, width = geometry.in_size
+        # Padded pixel i + top = stride*q + parity, which dout's row q - t sees through the taps k*d = stride*t + parity.
+        self.far = far_h, far_w = (kh - 1) * dh // sh, (kw - 1) * dw // sw
+        base_j = left // sw
+        self.job.update(
+            sources=geometry.out_channels // geometry.groups, rows=geometry.channels // geometry.groups,
+            height=geometry.out_size[0], width=geometry.out_size[1], step_h=1, step_w=1, base_h=-far_h,
+            base_w=base_j - far_w, base_j=base_j, slots_h=1, slots_w=1, halo=far_h,
+            length=(width - 1 + left) // sw + 1 - base_j + far_w, first=top // sh, last=(height - 1 + top) // sh + 1,
+            out_h=height, out_w=width, group_weights=math.prod(geometry.weight_shape) // geometry.groups)
+        self._set_bands()
+        self._set_images()
+        self._set_flat()
+        self.shared = _round_up(math.prod(geometry.weight_shape), 16)
+        self.kernel = np.array([kh, kw, sh, sw, dh, dw])
+
+    def _with_workers(self, workers: int) -> tuple[dict[str, int], int]:
+        return _correlation_workers(self, workers)
+
+    @cached_property
+    def tables(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Tap classes, phases, offsets."""
+        geometry, job = self.geometry, self.job
+        classes, tables, table, weights = [], [], 0, 0
+        axes = [list(self._axis_classes(axis)) for axis in (0, 1)]
+        for of_h, taps_h in axes[0]:
+            for of_w, taps_w in axes[1]:
+                shift = np.array([far_tap * job["length"] for far_tap in taps_h], np.int64)[:, None]
+                shift = (shift + np.array(taps_w, np.int64)).reshape(-1)
+                plane = np.arange(job["sources"])[:, None] * (job["images"] * job["plane"])
+                tables.append((plane + shift).reshape(-1))
+                terms = tables[-1].size
+                classes.append((terms, weights, table, *of_h[:4], *of_w[:4], of_h[4], of_w[4]))
+                table += terms
+                weights += job["rows"] * terms
+        offset = np.concatenate(tables)
+        return np.array(classes, TAP_CLASS), np.zeros(2, np.int64), offset.astype(np.uintp)
+
+    def _axis_classes(self, axis: int) -> Iterator[tuple[tuple[int, ...], list[int]]]:
+        """``(start, step, first, last, residue)`` and the taps' distances from the last one, for each parity."""
+        geometry = self.geometry
+        size, step, gap = geometry.in_size[axis], geometry.stride[axis], geometry.dilation[axis]
+        before = geometry.pads[axis][0]
+        for y in range(min(size, step)):  # the class's first row or column
+            residue = (y + before) % step
+            first = (y + before) // step
+            taps = [self.far[axis] - k * gap // step for k in range(geometry.kernel[axis]) if k * gap % step == residue]
+            yield (residue - before, step, first, (size - 1 - y) // step + 1 + first, residue), taps
+
+
+class WeightPlan(_ForwardLayout):
+    """Backward weight, wide or narrow."""
+
+    def __init__(self, geometry: Conv2dGeometry, itemsize: int) -> None:
+        super().__init__(geometry, itemsize)
+        job = self.job
+        self.terms = job["sources"] * job["taps"]
+        self.padded_terms = _round_up(self.terms, TAPS)
+        self.narrow = (job["rows"] < NARROW_FILTERS
+                       and job["rows"] * self.padded_terms * LANES * itemsize <= NARROW_BYTES)
+        if self.narrow:
+            self._set_images()
+            cells = (job["images"] - 1) * job["plane"] + (job["band"] - 1) * job["length"] + job["out_w"]
+            job["pitch"] = _round_up(cells, SEGMENTS * LANES)
+        else:
+            job["pitch"] = _round_up(job["rows"], STEP) + STEP  # a line more: filters are often a power of two
+        self._set_flat()
+
+    def _with_workers(self, workers: int) -> tuple[dict[str, int], int]:
+        job = dict(self.job)
+        if self.narrow:
+            workers = self._split(job, job["groups"], job["rows"], workers)
+            job["tile"] += _ceil_div(job["rows"], job["blocks"]) * self.padded_terms * LANES
+            job["side"] = job["pitch"]
+        else:
+            units = self.terms // ROWS + self.terms % ROWS
+            workers = self._split(job, job["groups"], units, workers)
+            job["side"] = (REDUCTION + min(_ceil_div(units, job["blocks"]) * ROWS, self.terms)) * job["pitch"]
+        return job, workers
+
+    @cached_property
+    def tables(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Phases, offsets (of whole sixes), and where the rows of the turned dout start."""
+        phases, offset = self._offsets()
+        offset = np.concatenate([offset, np.repeat(offset[:1], self.padded_terms - self.terms)])
+        rows = np.arange(REDUCTION) * self.job["pitch"]
+        return phases, offset.astype(np.uintp), rows.astype(np.uintp)
+
+
+_PLANS = {"forward": ForwardPlan, "backward_data": DataPlan, "backward_weight": WeightPlan}
+
+
+@lru_cache(maxsize=256)
+def plan(operation: str, geometry: Conv2dGeometry, itemsize: int) -> Any:
+    """The plan of an operation."""
+    return _PLANS[operation](geometry, itemsize)
+
+
+@lru_cache(maxsize=64)
+def _zeros(count: int, dtype: np.dtype) -> np.ndarray:
+    return np.zeros(count, dtype)
+
+
+# --- entry points -----------------------------------------------------------------------------------------------------
+
+
+def workspace(operation: str, geometry: Conv2dGeometry, itemsize: int, threads: int) -> int:
+    """Bytes of scratch that an operation needs."""
+    return int(plan(operation, geometry, itemsize).nbytes(threads))
+
+
+def forward(x: np.ndarray, weight: np.ndarray, bias: np.ndarray | None, relu: bool, geometry: Conv2dGeometry,
+            out: np.ndarray, threads: int) -> None:
+    """conv2d of float32 or float64 arrays into `out`."""
+    this = plan("forward", geometry, x.itemsize)
+    workers, job, scratch = this.ready(threads, x.dtype)
+    bias = _zeros(geometry.out_channels, x.dtype) if bias is None else flat(bias)
+    correlate(workers, job, *this.tables, flat(x), flat(weight), bias, relu, flat(out), scratch[1], scratch[2])
+
+
+def backward_data(dout: np.ndarray, weight: np.ndarray, geometry: Conv2dGeometry, out: np.ndarray, threads: int) -> bool:
+    """The gradient with respect to the input, into `out`; False, with `out` untouched, where a weight is not finite."""
+    filters = flat(weight)
+    if not finite(1, filters):
+        return False
+    this = plan("backward_data", geometry, dout.itemsize)
+    workers, job, scratch = this.ready(threads, dout.dtype)
+    taps, phases, offset = this.tables
+    turn_weights(workers if filters.size > 65536 else 1, job, taps, this.kernel, filters, scratch[0])
+    correlate(workers, job, taps, phases, offset, flat(dout), scratch[0], _zeros(geometry.channels, dout.dtype), False,
+              flat(out), scratch[1], scratch[2])
+    return True
+
+
+def backward_weight(dout: np.ndarray, x: np.ndarray, geometry: Conv2dGeometry, out: np.ndarray, threads: int) -> bool:
+    """The gradient with respect to the weight, into `out`; False, with `out` untouched, where a pixel is not finite."""
+    image = flat(x)
+    if not finite(1, image):
+        return False
+    this = plan("backward_weight", geometry, x.itemsize)
+    workers, job, scratch = this.ready(threads, x.dtype)
+    weight_gradient(workers, job, *this.tables, this.narrow, image, flat(dout), flat(out), *scratch[1:])
+    return True

@@ -1,0 +1,493 @@
+"""Layers: each has ``forward(x)``, ``backward(dout)``, its parameters in `params` and their gradients in `grads`.
+
+The contract, which is all that a network, an optimizer or a container of layers may rely on, is :class:`Layer`:
+
+- ``forward(x)`` returns the output. In training mode it keeps what the backward pass needs, and nothing more.
+- ``backward(dout)`` takes the gradient of the loss with respect to that output, puts the gradient of each parameter
+  into `grads` under the parameter's name (replacing the last one), and returns the gradient with respect to `x`.
+- With ``layer.training = False``, ``forward`` keeps nothing, and :class:`Dropout` passes everything through.
+- No layer writes into what it is given.
+
+Parameters are looked up at every call: they may be changed in place (as the optimizers of :mod:`fastconv.nn.train` do)
+or rebound, ``layer.params["weight"] = other``.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from ..functional import (
+    avg_pool2d,
+    avg_pool2d_backward,
+    conv2d,
+    conv2d_backward,
+    max_pool2d,
+    max_pool2d_backward,
+)
+from ..geometry import as_int, as_pair, conv2d_geometry, extent, pool2d_geometry
+
+__all__ = ["Affine", "AvgPool2d", "Conv2d", "Dropout", "Flatten", "Layer", "MaxPool2d", "Relu", "SoftmaxWithLoss",
+           "softmax"]
+
+Array = npt.NDArray[Any]
+Seed = int | np.random.Generator | None
+
+
+class Layer:
+    """What every layer has. A layer without parameters need only define `forward` and `backward`.
+
+    Attributes
+    ----------
+    params : dict of str to ndarray
+        The parameters by name; empty for a layer that learns nothing.
+    grads : dict of str to ndarray
+        The gradient of each parameter, under the same names, from the last `backward`.
+    training : bool
+        Whether `forward` keeps what `backward` needs. True unless set otherwise.
+    """
+
+    training: bool = True
+
+    def __init__(self) -> None:
+        self.params: dict[str, Array] = {}
+        self.grads: dict[str, Array] = {}
+
+    def forward(self, x: npt.ArrayLike) -> Array:
+        """Return the layer's output for the batch `x`."""
+        raise NotImplementedError(f"{type(self).__name__}.forward")
+
+    def backward(self, dout: npt.ArrayLike) -> Array | None:
+        """Return the gradient with respect to the last `forward`'s input, given the one with respect to its output."""
+        raise NotImplementedError(f"{type(self).__name__}.backward")
+
+    def describe(self) -> str:
+        """The constructor's arguments, for `repr`."""
+        return ""
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.describe()})"
+
+    def _kept(self, value: Any) -> Any:
+        """Return what `forward` kept, or raise RuntimeError where it kept nothing."""
+        if value is None:
+            raise RuntimeError(f"{type(self).__name__}.backward needs a forward with training=True before it")
+        return value
+
+
+def _initial_weight(shape: tuple[int, ...], std: float | None, seed: Seed, dtype: npt.DTypeLike) -> Array:
+    """Normal weights; by default of He's standard deviation, which keeps the variance of a ReLU network's activations
+    (He et al. 2015, "Delving Deep into Rectifiers")."""
+    real = np.dtype(dtype)
+    if not np.issubdtype(real, np.floating):
+        raise TypeError(f"dtype must be a floating-point type, got {real}")
+    if std is None:
+        std = math.sqrt(2 / math.prod(shape[1:]))
+    elif not (std >= 0 and math.isfinite(std)):
+        raise ValueError(f"weight_init_std must be a finite number of at least 0, got {std!r}")
+    # Drawn in float64 and then rounded, so that one seed means the same network in every dtype.
+    return np.asarray(std * np.random.default_rng(seed).standard_normal(shape)).astype(real, copy=False)
+
+
+class Conv2d(Layer):
+    """2-D convolution of ``(N, C, H, W)``, by :func:`fastconv.conv2d`.
+
+    Parameters
+    ----------
+    in_channels, out_channels : int
+        C and K.
+    kernel_size : int or pair of int
+        ``(KH, KW)``
+    stride, padding, dilation, groups
+        As in :func:`fastconv.conv2d`.
+    bias : bool
+        Whether there is a bias, zero at first.
+    weight_init_std : float, optional
+        Standard deviation of the initial weights; by default ``sqrt(2 / (C/groups * KH * KW))``.
+    seed : int, numpy.random.Generator or None
+        Where the initial weights come from.
+    dtype : dtype
+        Floating-point type of the parameters.
+
+    Attributes
+    ----------
+    params, grads : dict
+        ``"weight"`` (K, C/groups, KH, KW) and, with `bias`, ``"bias"`` (K,).
+    input_gradient : bool
+        Set it to False in the first layer of a network, and `backward` neither computes nor returns a gradient that
+        nobody reads.
+
+    Notes
+    -----
+    Between `forward` and `backward` the layer keeps a reference to `x`, and no column matrix.
+    """
+
+    input_gradient: bool = True
+
+    def __init__(self, in_channels: int, out_channels: int, kernel_size: Any, stride: Any = 1, padding: Any = 0,
+                 dilation: Any = 1, groups: int = 1, bias: bool = True, *, weight_init_std: float | None = None,
+                 seed: Seed = None, dtype: npt.DTypeLike = np.float32) -> None:
+        super().__init__()
+        channels, groups = as_int("in_channels", in_channels, 1), as_int("groups", groups, 1)
+        kernel, gaps = as_pair("kernel_size", kernel_size), as_pair("dilation", dilation)
+        if channels % groups:
+            raise ValueError(f"groups must divide in_channels: got groups={groups} and in_channels={channels}")
+        shape = (as_int("out_channels", out_channels, 1), channels // groups, *kernel)
+        # The smallest image that the window fits: whatever else is wrong with the arguments is reported here and now.
+        smallest = (channels, extent(kernel[0], gaps[0]), extent(kernel[1], gaps[1]))
+        conv2d_geometry(smallest, shape, stride, padding, gaps, groups)
+        self.stride, self.padding, self.dilation, self.groups = stride, padding, dilation, groups
+        self.params["weight"] = _initial_weight(shape, weight_init_std, seed, dtype)
+        if bias:
+            self.params["bias"] = np.zeros(shape[0], self.params["weight"].dtype)
+        self._x: Array | None = None
+
+    @classmethod
+    def from_arrays(cls, weight: npt.ArrayLike, bias: npt.ArrayLike | None = None, stride: Any = 1, padding: Any = 0,
+                    dilation: Any = 1, groups: int = 1) -> Conv2d:
+        """Return a layer that works with the given `weight` (K, C/groups, KH, KW) and `bias` (K,), without a copy."""
+        weight = np.asarray(weight)
+        if weight.ndim != 4:
+            raise ValueError(f"weight must have 4 axes (K, C/groups, KH, KW), got shape {weight.shape}")
+        layer = cls(weight.shape[1] * as_int("groups", groups, 1), weight.shape[0], weight.shape[2:], stride, padding,
+                    dilation, groups, bias is not None, weight_init_std=0, dtype=weight.dtype)
+        layer.params["weight"] = weight
+        if bias is not None:
+            bias = np.asarray(bias)
+            if bias.shape != weight.shape[:1]:
+                raise ValueError(f"bias must have the shape {weight.shape[:1]}, got {bias.shape}")
+            layer.params["bias"] = bias
+        return layer
+
+    def forward(self, x: npt.ArrayLike) -> Array:
+        """Return the convolution of `x` (N, C, H, W) with the weight, plus the bias: (N, K, OH, OW)."""
+        x = np.asarray(x)
+        out = conv2d(x, self.params["weight"], self.params.get("bias"), self.stride, self.padding, self.dilation,
+                     self.groups)
+        self._x = x if self.training else None
+        return out
+
+    def backward(self, dout: npt.ArrayLike) -> Array | None:
+        """Put the gradients of weight and bias into `grads`; return that of `x`, or None without `input_gradient`."""
+        x = self._kept(self._x)
+        need = (("dx",) if self.input_gradient else ()) + ("dw",) + (("db",) if "bias" in self.params else ())
+        dx, dw, db = conv2d_backward(dout, x, self.params["weight"], self.stride, self.padding, self.dilation,
+                                     self.groups, need=need)
+        self.grads.update({name: gradient for name, gradient in (("weight", dw), ("bias", db)) if gradient is not None})
+        return dx
+
+    def describe(self) -> str:
+        out_channels, in_channels, *kernel = self.params["weight"].shape
+        return (f"{in_channels * self.groups}, {out_channels}, {tuple(kernel)}, stride={self.stride}, "
+                f"padding={self.padding!r}, dilation={self.dilation}, groups={self.groups}, "
+                f"bias={'bias' in self.params}")
+
+
+def _check_pool(kernel_size: Any, stride: Any, padding: Any, dilation: Any, ceil_mode: bool) -> None:
+    """Report what is wrong with a pooling's arguments, on the smallest image that the window fits."""
+    kernel, gaps = as_pair("kernel_size", kernel_size), as_pair("dilation", dilation)
+    smallest = (1, extent(kernel[0], gaps[0]), extent(kernel[1], gaps[1]))
+    pool2d_geometry(smallest, kernel, stride, padding, gaps, ceil_mode)
+
+
+class MaxPool2d(Layer):
+    """Maximum of each window, by :func:`fastconv.max_pool2d`, whose parameters it has.
+
+    Between `forward` and `backward` the layer keeps the indices of the maxima, and no input.
+    """
+
+    def __init__(self, kernel_size: Any, stride: Any = None, padding: Any = 0, dilation: Any = 1,
+                 ceil_mode: bool = False) -> None:
+        super().__init__()
+        _check_pool(kernel_size, stride, padding, dilation, ceil_mode)
+        self.kernel_size, self.stride, self.padding = kernel_size, stride, padding
+        self.dilation, self.ceil_mode = dilation, ceil_mode
+        self._indices: Array | None = None
+        self._input_shape: tuple[int, ...] = ()
+
+    def forward(self, x: npt.ArrayLike) -> Array:
+        """Return the maxima of `x` (N, C, H, W): (N, C, OH, OW)."""
+        x = np.asarray(x)
+        if not self.training:
+            self._indices = None
+            return max_pool2d(x, self.kernel_size, self.stride, self.padding, self.dilation, self.ceil_mode)
+        out, self._indices = max_pool2d(x, self.kernel_size, self.stride, self.padding, self.dilation, self.ceil_mode,
+                                        return_indices=True)
+        self._input_shape = x.shape
+        return out
+
+    def backward(self, dout: npt.ArrayLike) -> Array:
+        """Return `dout` put at the place of each maximum."""
+        return max_pool2d_backward(dout, self._kept(self._indices), self._input_shape)
+
+    def describe(self) -> str:
+        return (f"{self.kernel_size}, stride={self.stride}, padding={self.padding!r}, dilation={self.dilation}, "
+                f"ceil_mode={self.ceil_mode}")
+
+
+class AvgPool2d(Layer):
+    """Average of each window, by :func:`fastconv.avg_pool2d`, whose parameters it has.
+
+    Between `forward` and `backward` the layer keeps nothing but the input's shape.
+    """
+
+    def __init__(self, kernel_size: Any, stride: Any = None, padding: Any = 0, ceil_mode: bool = False,
+                 count_include_pad: bool = True, divisor_override: int | None = None, *, dilation: Any = 1) -> None:
+        super().__init__()
+        _check_pool(kernel_size, stride, padding, dilation, ceil_mode)
+        self.kernel_size, self.stride, self.padding, self.dilation = kernel_size, stride, padding, dilation
+        self.ceil_mode, self.count_include_pad, self.divisor_override = ceil_mode, count_include_pad, divisor_override
+        self._input_shape: tuple[int, ...] | None = None
+
+    def forward(self, x: npt.ArrayLike) -> Array:
+        """Return the averages of `x` (N, C, H, W): (N, C, OH, OW)."""
+        x = np.asarray(x)
+        out = avg_pool2d(x, self.kernel_size, self.stride, self.padding, self.ceil_mode, self.count_include_pad,
+                         self.divisor_override, dilation=self.dilation)
+        self._input_shape = x.shape if self.training else None
+        return out
+
+    def backward(self, dout: npt.ArrayLike) -> Array:
+        """Return `dout` spread over the cells of each window."""
+        return avg_pool2d_backward(dout, self._kept(self._input_shape), self.kernel_size, self.stride, self.padding,
+                                   self.ceil_mode, self.count_include_pad, self.divisor_override,
+                                   dilation=self.dilation)
+
+    def describe(self) -> str:
+        return (f"{self.kernel_size}, stride={self.stride}, padding={self.padding!r}, ceil_mode={self.ceil_mode}, "
+                f"count_include_pad={self.count_include_pad}, divisor_override={self.divisor_override}, "
+                f"dilation={self.dilation}")
+
+
+def _cleared(values: Array, where: Array) -> Array:
+    """Return a copy of `values` that is zero `where` that is True.
+
+    By their bits: a choice for each cell mispredicts every other one (np.where takes 20 times as long), and a
+    multiplication by zero would make NaN of infinity.
+    """
+    if values.dtype.itemsize not in (2, 4, 8):  # longdouble and complex128
+        return np.where(where, values.dtype.type(0), values)
+    unsigned = np.dtype(f"u{values.dtype.itemsize}")
+    bits = np.multiply(~where, np.iinfo(unsigned).max, dtype=unsigned)
+    bits &= values.view(unsigned)
+    return bits.view(values.dtype)
+
+
+class Relu(Layer):
+    """``max(x, 0)``, which keeps NaN. The gradient passes where `x` is not at most 0."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._blocked: Array | None = None
+
+    def forward(self, x: npt.ArrayLike) -> Array:
+        """Return ``max(x, 0)``."""
+        x = np.asarray(x)
+        self._blocked = x <= 0 if self.training else None
+        return np.maximum(x, 0)
+
+    def backward(self, dout: npt.ArrayLike) -> Array:
+        """Return `dout`, zero where `x` was at most 0."""
+        return _cleared(np.asarray(dout), self._kept(self._blocked))
+
+
+class Affine(Layer):
+    """``x @ weight + bias`` of a batch of vectors, (N, in_features) -> (N, out_features).
+
+    Parameters
+    ----------
+    in_features, out_features : int
+    bias : bool
+        Whether there is a bias, zero at first.
+    weight_init_std : float, optional
+        Standard deviation of the initial weights; by default ``sqrt(2 / in_features)``.
+    seed : int, numpy.random.Generator or None
+        Where the initial weights come from.
+    dtype : dtype
+        Floating-point type of the parameters.
+
+    Attributes
+    ----------
+    params, grads : dict
+        ``"weight"`` (in_features, out_features) and, with `bias`, ``"bias"`` (out_features,).
+    input_gradient : bool
+        As in :class:`Conv2d`.
+    """
+
+    input_gradient: bool = True
+
+    def __init__(self, in_features: int, out_features: int, bias: bool = True, *,
+                 weight_init_std: float | None = None, seed: Seed = None, dtype: npt.DTypeLike = np.float32) -> None:
+        super().__init__()
+        shape = as_int("in_features", in_features, 1), as_int("out_features", out_features, 1)
+        std = math.sqrt(2 / shape[0]) if weight_init_std is None else weight_init_std
+        self.params["weight"] = _initial_weight(shape, std, seed, dtype)
+        if bias:
+            self.params["bias"] = np.zeros(shape[1], self.params["weight"].dtype)
+        self._x: Array | None = None
+
+    def forward(self, x: npt.ArrayLike) -> Array:
+        """Return ``x @ weight + bias``."""
+        x, weight = np.asarray(x), self.params["weight"]
+        if x.ndim != 2 or x.shape[1] != weight.shape[0]:
+            raise ValueError(f"x must have the shape (N, {weight.shape[0]}), got {x.shape}")
+        out: Array = x @ weight
+        if "bias" in self.params:
+            out = out + self.params["bias"]
+        self._x = x if self.training else None
+        return out
+
+    def backward(self, dout: npt.ArrayLike) -> Array | None:
+        """Put the gradients of weight and bias into `grads`; return that of `x`, or None without `input_gradient`."""
+        x, dout = self._kept(self._x), np.asarray(dout)
+        self.grads["weight"] = x.T @ dout
+        if "bias" in self.params:
+            self.grads["bias"] = dout.sum(axis=0)
+        return dout @ self.params["weight"].T if self.input_gradient else None
+
+    def describe(self) -> str:
+        n_in, n_out = self.params["weight"].shape
+        return f"{n_in}, {n_out}, bias={'bias' in self.params}"
+
+
+class Flatten(Layer):
+    """(N, C, H, W), or any batch, as (N, C*H*W)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._input_shape: tuple[int, ...] | None = None
+
+    def forward(self, x: npt.ArrayLike) -> Array:
+        """Return `x` with all axes but the first as one."""
+        x = np.asarray(x)
+        if x.ndim < 1:
+            raise ValueError("x must have at least one axis, got a scalar")
+        self._input_shape = x.shape if self.training else None
+        return x.reshape(x.shape[0], math.prod(x.shape[1:]))  # not -1, which has no answer for a batch of 0
+
+    def backward(self, dout: npt.ArrayLike) -> Array:
+        """Return `dout` in the input's shape."""
+        shape = self._kept(self._input_shape)
+        return np.asarray(dout).reshape(shape)
+
+
+class Dropout(Layer):
+    """Set each cell to zero with probability `p` while training, and scale the others by ``1/(1-p)``.
+
+    The scaling keeps the expected value, so that nothing is left to do when the network is used ("inverted" dropout).
+
+    Parameters
+    ----------
+    p : float
+        Probability of a cell to be dropped, at least 0 and below 1.
+    seed : int, numpy.random.Generator or None
+        Where the choices come from.
+    """
+
+    def __init__(self, p: float = 0.5, *, seed: Seed = None) -> None:
+        super().__init__()
+        if not 0 <= p < 1:
+            raise ValueError(f"p must be at least 0 and below 1, got {p!r}")
+        self.p = float(p)
+        self._rng = np.random.default_rng(seed)
+        self._dropped: Array | None = None
+
+    def forward(self, x: npt.ArrayLike) -> Array:
+        """Return `x` with some cells dropped, or `x` itself outside of training."""
+        x = np.asarray(x)
+        if not self.training:
+            self._dropped = None
+            return x
+        self._dropped = self._rng.random(x.shape, np.float32) < self.p
+        return self._drop(x, self._dropped)
+
+    def backward(self, dout: npt.ArrayLike) -> Array:
+        """Return `dout`, dropped and scaled as the input was."""
+        return self._drop(np.asarray(dout), self._kept(self._dropped))
+
+    def _drop(self, values: Array, dropped: Array) -> Array:
+        # A Python float scales without changing the dtype.
+        return _cleared(np.asarray(values * (1 / (1 - self.p))), dropped)
+
+    def describe(self) -> str:
+        return f"{self.p}"
+
+
+def softmax(x: npt.ArrayLike) -> Array:
+    """Return ``exp(x) / sum(exp(x))`` along the last axis, without overflow."""
+    x = np.asarray(x)
+    e = np.exp(x - x.max(axis=-1, keepdims=True))
+    return np.asarray(e / e.sum(axis=-1, keepdims=True))
+
+
+class SoftmaxWithLoss:
+    """Softmax and the mean cross-entropy over a batch: the end of a classifier.
+
+    Attributes
+    ----------
+    y : ndarray or None
+        The probabilities (N, classes) of the last `forward`.
+    """
+
+    def __init__(self) -> None:
+        self.y: Array | None = None
+        self._t: Array | None = None
+
+    def forward(self, x: npt.ArrayLike, t: npt.ArrayLike) -> float:
+        """Return the mean over the batch of ``-log(softmax(x)[label])``.
+
+        Parameters
+        ----------
+        x : array_like
+            Scores (N, classes).
+        t : array_like
+            The labels: integers (N,), or the wanted probabilities (N, classes), for example one-hot.
+
+        Raises
+        ------
+        ValueError, TypeError
+            Where the shapes do not fit, a label is outside of ``0..classes-1``, or labels are not integers.
+        """
+        x, t = np.asarray(x), np.asarray(t)
+        if x.ndim != 2 or x.size == 0:
+            raise ValueError(f"x must be scores of the shape (N, classes), neither of them 0, got {x.shape}")
+        if t.shape != x.shape:
+            t = _checked_labels(t, x)
+        shifted = x - x.max(axis=1, keepdims=True)
+        log_sum = np.log(np.exp(shifted).sum(axis=1, keepdims=True))
+        log_y = shifted - log_sum
+        self.y, self._t = np.exp(log_y), t
+        if t.ndim == 1:
+            return float(-log_y[np.arange(len(t)), t].mean(dtype=np.float64))
+        # A wanted probability of 0 counts nothing, even where log(y) is -inf.
+        terms = np.where(t == 0, 0, t * log_y)
+        return float(-terms.sum(dtype=np.float64) / len(x))
+
+    def backward(self, dout: float = 1.0) -> Array:
+        """Return the gradient of the loss, times `dout`, with respect to the scores."""
+        if self.y is None or self._t is None:
+            raise RuntimeError("SoftmaxWithLoss.backward needs a forward before it")
+        n = len(self.y)
+        if self._t.ndim == 1:
+            dx = self.y.copy()
+            dx[np.arange(n), self._t] -= 1
+        else:
+            # Wanted probabilities need not sum to 1; where they do, this is y - t.
+            dx = (self.y * self._t.sum(axis=1, keepdims=True) - self._t).astype(self.y.dtype, copy=False)
+        dx *= dout / n
+        return dx
+
+
+def _checked_labels(t: Array, x: Array) -> Array:
+    n, classes = x.shape
+    if t.shape != (n,):
+        raise ValueError(f"t must be labels of the shape ({n},) or probabilities of the shape {x.shape}, "
+                         f"got {t.shape}")
+    if not np.issubdtype(t.dtype, np.integer):
+        raise TypeError(f"t must be integers where it holds labels, got {t.dtype}")
+    if t.min() < 0 or t.max() >= classes:
+        raise ValueError(f"t must hold labels of 0 to {classes - 1}, got {t.min()} to {t.max()}")
+    return t
