@@ -315,9 +315,13 @@ def backend() -> Backend:
     return BACKENDS[name]
 
 
-def threads() -> int:
-    """Threads that a call made now in this thread uses."""
-    return _options.effective_threads(_options.current())
+#: Below so many elements that are read or written a pooling or a lowering runs on one thread.
+SERIAL_ELEMENTS = 2**16
+
+
+def threads(elements: int) -> int:
+    """Threads that a call made now in this thread uses for a pooling or a lowering that touches so many elements."""
+    return 1 if elements < SERIAL_ELEMENTS else _options.effective_threads(_options.current())
 
 
 def compute_dtype(dtype: np.dtype) -> np.dtype:

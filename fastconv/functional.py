@@ -185,7 +185,7 @@ def im2col(x: ArrayLike, filter_h: int, filter_w: int, stride: Any = 1, pad: Any
     result = _Result(shape, dtype, dtype, out, x=image)
     if result.array.size:
         dispatch.backend().im2col(_prepared("x", _batched(image), dtype), geometry, layout, value,
-                                  result.array, dispatch.threads())
+                                  result.array, dispatch.threads(result.array.size))
     return result()
 
 
@@ -242,7 +242,7 @@ def col2im(col: ArrayLike, input_shape: Any, filter_h: int, filter_w: int, strid
     result = _Result(shape, dtype, compute, out, col=matrix)
     if result.array.size:
         prepared = _prepared("col", matrix, compute).reshape(geometry.columns_shape(layout))
-        dispatch.backend().col2im(prepared, geometry, layout, _batched(result.array), dispatch.threads())
+        dispatch.backend().col2im(prepared, geometry, layout, _batched(result.array), dispatch.threads(matrix.size))
     return result()
 
 
@@ -732,7 +732,7 @@ def max_pool2d(x: ArrayLike, kernel_size: Any, stride: Any = None, padding: Any 
     indices = memory.empty("indices", shape, np.int64) if wanted else None
     if result.array.size:
         dispatch.backend().max_pool(_prepared("x", _batched(image), compute), geometry, _batched(result.array),
-                                    None if indices is None else _batched(indices), dispatch.threads())
+                                    None if indices is None else _batched(indices), dispatch.threads(image.size))
     return (result(), indices) if indices is not None else result()
 
 
@@ -776,7 +776,7 @@ def max_pool2d_backward(dout: ArrayLike, indices: ArrayLike, input_shape: Any, *
         if not dispatch.backend().max_pool_backward(
                 _prepared("dout", _batched(gradient), compute),
                 _prepared("indices", _batched(places), np.dtype(np.int64)), geometry, _batched(result.array),
-                dispatch.threads()):
+                dispatch.threads(result.array.size)):
             raise ValueError(f"indices must lie in 0 to {cells - 1}, the cells of a plane of {geometry.in_size}, got "
                              f"{places.min()} to {places.max()}")
     return result()
@@ -840,7 +840,7 @@ def avg_pool2d(x: ArrayLike, kernel_size: Any, stride: Any = None, padding: Any 
     result = _Result(shape, dtype, compute, out, x=image)
     if result.array.size:
         dispatch.backend().avg_pool(_prepared("x", _batched(image), compute), geometry, include, divisor,
-                                    _batched(result.array), dispatch.threads())
+                                    _batched(result.array), dispatch.threads(image.size))
     return result()
 
 
@@ -880,7 +880,7 @@ def avg_pool2d_backward(dout: ArrayLike, input_shape: Any, kernel_size: Any, str
     result = _Result(shape, dtype, compute, out, dout=gradient)
     if result.array.size:
         dispatch.backend().avg_pool_backward(_prepared("dout", _batched(gradient), compute), geometry, include, divisor,
-                                             _batched(result.array), dispatch.threads())
+                                             _batched(result.array), dispatch.threads(result.array.size))
     return result()
 
 
