@@ -2,8 +2,9 @@
 
 What is not the build of extensions is in pyproject.toml. Environment:
 
-FASTCONV_WERROR=1     compiler warnings are errors (CI)
-FASTCONV_SANITIZE=1   AddressSanitizer and UndefinedBehaviorSanitizer
+FASTCONV_WERROR=1         compiler warnings are errors (CI)
+FASTCONV_SANITIZE=1       AddressSanitizer and UndefinedBehaviorSanitizer
+FASTCONV_NO_EXTENSIONS=1  no extension modules: for machines without a compiler, with Numba or NumPy alone as the backend
 """
 
 from __future__ import annotations
@@ -124,4 +125,5 @@ def extensions() -> list[Extension]:
         "binding": False, "freethreading_compatible": True}, build_dir="build/cython", annotate=False)
 
 
-setup(ext_modules=extensions(), cmdclass={"build_ext": BuildExtensions})
+without_extensions = os.environ.get("FASTCONV_NO_EXTENSIONS") == "1"
+setup(ext_modules=[] if without_extensions else extensions(), cmdclass={"build_ext": BuildExtensions})

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import importlib.util
 import os
-import platform
 import sys
 import threading
 from collections.abc import Callable
@@ -60,6 +59,10 @@ def native_error() -> str | None:
     """Why the extension modules are not usable, or None where they are."""
     try:
         from . import native  # noqa: F401
+    except ModuleNotFoundError as error:
+        if error.name != "fastconv.native._cpu":
+            return str(error)
+        return "there are none: installed with FASTCONV_NO_EXTENSIONS=1, or a source tree where they were not built"
     except ImportError as error:
         return str(error)
     return None
@@ -261,7 +264,7 @@ def effective_threads(settings: Settings) -> int:
         from .native import _cpu
 
         if not _cpu.OPENMP:
-            return 1
+            return threads if settings.backend == "numba" else 1  # Numba brings threads of its own
         # threadpoolctl and omp_set_num_threads lower OpenMP's own figure; what they take away stays away
         now = _cpu.openmp_threads()
         if now < _openmp_at_start():
@@ -281,6 +284,8 @@ def _openmp_at_start() -> int:
 
 def configuration() -> dict[str, str]:
     """What :func:`show_config` prints, as a dictionary."""
+    import platform
+
     from . import __version__
 
     settings = current()
@@ -298,6 +303,8 @@ def configuration() -> dict[str, str]:
             "no: the extension modules were built without it, and run with one thread"
     else:
         report["isa"] = f"none: the extension modules can't be imported ({error})"
+        report["isas built"] = report["compiler"] = report["openmp"] = "none"
+    report["numba"] = _numba_report()
     report["backends"] = ", ".join(name if backend_available(name) else f"{name} (not available)"
                                    for name in BACKENDS)
     report["backend"] = str(settings.backend)
@@ -309,6 +316,17 @@ def configuration() -> dict[str, str]:
                      if name.startswith(("FASTCONV_", "OMP_", "GOMP_", "KMP_", "NUMBA_"))}
     report["environment"] = ", ".join(f"{name}={value}" for name, value in sorted(set_variables.items())) or "nothing"
     return report
+
+
+def _numba_report() -> str:
+    """Numba's version; its threads and their layer only where it was used already, for it is not imported for this."""
+    if not backend_available("numba"):
+        return "not installed"
+    from importlib.metadata import version  # slow to import, and only a report needs it
+
+    report = version("numba")
+    used = sys.modules.get("fastconv.jit.options")
+    return f"{report}, {used.thread_pool_report()}" if used is not None else report
 
 
 def show_config() -> None:
