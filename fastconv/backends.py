@@ -203,6 +203,11 @@ class CythonBackend(NumpyBackend):
                                                            budget.threads):
             im2col_gemm.backward_data(self, dout, weight, geometry, out, im2col_gemm.modest(budget))
 
+    def implicit_gemm_backward_weight(self, dout: Array, x: Array, geometry: Conv2dGeometry, out: Array,
+                                      budget: Budget) -> None:
+        self._kernels().implicit_gemm_backward_weight(dout, x, geometry, out, memory.scratch(budget.nbytes),
+                                                      budget.threads)
+
     def winograd_unsupported(self, operation: str, geometry: Conv2dGeometry, dtype: np.dtype) -> str | None:
         if operation == "backward_weight":
             return "backward_weight has no Winograd kernel"

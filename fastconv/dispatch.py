@@ -250,6 +250,8 @@ _PANEL_FMAS = 4  # FMA instructions that a tile needs for one output channel and
 _RUN, _ROW = 8.0, 8.0  # implicit GEMM: to pack one run of pixels of one term, and one term at all
 _STORE = 60.0  # direct: to store a tile's pixels of one channel by way of scratch, as most tiles that cross rows are
 _TO_TILES, _FROM_TILES, _FILTERS = 20.0, 30.0, 60.0  # Winograd: to transform a tile of a channel, back, and a filter
+_SPARSE = 0.25  # direct backward weight: what its copies cost where few taps share them
+_SHORT_SUMS = 1.2  # implicit GEMM's backward weight: its sums are shorter, and each starts and ends at a cost
 _COLUMN = 100.0  # im2col: to write a term's pixels to memory and read them again
 
 
@@ -266,10 +268,15 @@ def estimate(algorithm: str, operation: str, geometry: Conv2dGeometry) -> float:
     if algorithm == "direct":
         between = (geometry.kernel[1] - 1) * geometry.dilation[1] // geometry.stride[1]
         waste = ((height - 1) * (width + between) + width) / (height * width)
-        if rows <= 2 or operation == "backward_weight":  # row by row: nothing between rows, nothing by way of scratch
+        if rows <= 2:  # row by row: nothing between rows, nothing by way of scratch
             return 1.0
+        if operation == "backward_weight":
+            vectors = -(-((height - 1) * (width + between) + width) // _LANES) * _LANES
+            return vectors / (height * width) + _SPARSE * (geometry.stride != (1, 1) or geometry.taps == 1)
         return waste + _STORE / (_PANEL_FMAS * terms)
     if algorithm == "implicit_gemm":
+        if operation == "backward_weight":
+            return _SHORT_SUMS
         return 1 + (_RUN * (_PANEL / width + 1) + _ROW) / (_PANEL_FMAS * rows)
     if algorithm == "winograd":
         tiles_of_image = -(-height // 4) * -(-width // 4)

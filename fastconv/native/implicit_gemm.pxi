@@ -231,10 +231,165 @@ cdef void run_gemm(const Gemm* job, const real* source, const real* weights, con
         gemm_item(job, item, source, weights, bias, relu, out, scratch + threadid() * job.thread_bytes)
 
 
+# --- backward weight ----------------------------------------------------------------------------------------------------
+#
+#     (K/g, N*OH*OW) @ (N*OH*OW, C/g*KH*KW) -> (K/g, C/g*KH*KW)
+#
+# The summed dimension is the pixels, contiguous in dout as it lies in memory and in the packed rows alike, so the inner-
+# product tile of the direct convolution multiplies them: no transposition. A chunk is WEIGHT_PIXELS pixels of all images;
+# its rows of the column matrix for one block of input channels (about WEIGHT_TERMS rows, 258 kB in float32) and of dout
+# for one block of output channels (WEIGHT_ROWS rows, 516 kB) lie in L2. The sum of a chunk is made in registers, the
+# chunks are added in order, whatever thread has the block: the same bits for any number of threads.
+
+cdef enum:
+    WEIGHT_PIXELS = 512
+    WEIGHT_TERMS = 126
+    WEIGHT_ROWS = 252
+
+cdef struct WeightJob:
+    Gemm gemm                        # flat layout, segments and runs of a chunk; gemm.rows is K/g
+    Py_ssize_t width                 # from row to row of the packed rows and of dout's
+    Py_ssize_t parts_k, parts_c      # blocks of output and of input channels
+    Py_ssize_t left_bytes
+
+
+cdef void plan_weight(WeightJob* job, const Window* v, Py_ssize_t itemsize, Py_ssize_t threads,
+                      char* tables) noexcept nogil:
+    cdef Gemm* g = &job.gemm
+    cdef Flat* f = &g.flat
+    cdef Correlation direct
+    cdef Py_ssize_t items, block_k
+    plan_forward(&direct, v, itemsize, 1, NULL)
+    g.flat = direct.flat
+    g.batch, g.groups, g.sources, g.rows = direct.batch, direct.groups, direct.sources, direct.rows
+    g.taps = v.kh * v.kw
+    g.out_w, g.pixels = v.ow, v.oh * v.ow
+    g.block = WEIGHT_PIXELS
+    g.blocks = ceil_div(g.batch * g.pixels, g.block)
+    job.parts_c = ceil_div(g.sources, most(WEIGHT_TERMS // g.taps, 1))
+    g.chunk = ceil_div(g.sources, job.parts_c)
+    job.parts_k = ceil_div(g.rows, WEIGHT_ROWS)
+    items = g.groups * job.parts_k * job.parts_c
+    if threads > 1 and items < 2 * threads:  # rows of dw are independent: more blocks of them change no sum
+        job.parts_k = least(ceil_div(g.rows, FC_TILE_ROWS), ceil_div(2 * threads, g.groups * job.parts_c))
+    block_k = ceil_div(g.rows, job.parts_k)
+    g.segments = least(most(g.batch, 1), (g.block - 2) // g.pixels + 2)
+    f.plane = (g.block // g.out_w + g.segments * (2 + f.halo)) * f.length
+    # a cache line more than a power of two, so that rows do not share cache sets; it also takes what whole vectors overrun
+    job.width = WEIGHT_PIXELS + FC_VECTOR_BYTES // itemsize
+    g.flat_bytes = aligned((g.chunk * f.slots_h * f.slots_w * f.plane) * itemsize + 2 * FC_VECTOR_BYTES)
+    g.panel_bytes = aligned(g.chunk * g.taps * job.width * itemsize)
+    job.left_bytes = aligned(block_k * job.width * itemsize)
+    g.run_bytes = aligned(least(g.block, g.block // g.out_w + 2 * g.segments + 1) * sizeof(fc_run)
+                          + g.segments * sizeof(Segment))
+    g.thread_bytes = g.flat_bytes + g.panel_bytes + job.left_bytes + g.run_bytes
+    if tables == NULL:
+        return
+    g.offset = fill_tap_tables(f, v, g.chunk, tables)
+    g.panel_offset = g.offset + g.chunk * g.taps
+    for items in range(g.chunk * g.taps):
+        g.panel_offset[items] = items * job.width
+
+
+cdef void weight_item(const WeightJob* job, Py_ssize_t item, const real* x, const real* dout, real* dw,
+                      char* scratch) noexcept nogil:
+    """dw of one (group, block of output channels, block of input channels), over all pixels in order."""
+    cdef const Gemm* g = &job.gemm
+    cdef const Flat* f = &g.flat
+    cdef Py_ssize_t lanes = FC_VECTOR_BYTES // sizeof(real)
+    cdef Py_ssize_t part_c = item % job.parts_c, part_k = item // job.parts_c % job.parts_k
+    cdef Py_ssize_t group = item // (job.parts_c * job.parts_k)
+    cdef Py_ssize_t c0 = g.sources * part_c // job.parts_c, c1 = g.sources * (part_c + 1) // job.parts_c
+    cdef Py_ssize_t k0 = g.rows * part_k // job.parts_k, k1 = g.rows * (part_k + 1) // job.parts_k
+    cdef Py_ssize_t terms = (c1 - c0) * g.taps, ldw = g.sources * g.taps
+    cdef real* flat = <real*> scratch
+    cdef real* panel = <real*> (scratch + g.flat_bytes)
+    cdef real* left = <real*> (scratch + g.flat_bytes + g.panel_bytes)
+    cdef Segment* segment = <Segment*> (scratch + g.flat_bytes + g.panel_bytes + job.left_bytes)
+    cdef fc_run* run = <fc_run*> (segment + g.segments)
+    cdef Py_ssize_t block, start, count, padded, segments, runs, s, k, r, m, rows, cols, at
+    cdef Py_ssize_t tiles = ceil_div(k1 - k0, FC_TILE_ROWS)
+    cdef real* to = dw + (group * g.rows + k0) * ldw + c0 * g.taps
+    for k in range(k1 - k0):
+        memset(to + k * ldw, 0, terms * sizeof(real))
+    for block in range(g.blocks):
+        start = block * g.block
+        count = least(g.block, g.batch * g.pixels - start)
+        padded = ceil_div(count, lanes) * lanes
+        segments = cut_segments(g, start, start + count, segment)
+        for s in range(segments):
+            fill_flat(f, flat + segment[s].row * f.length,
+                      x + ((segment[s].image * g.groups + group) * g.sources + c0) * f.h * f.w, c1 - c0,
+                      segment[s].first // g.out_w,
+                      (segment[s].stop - 1) // g.out_w - segment[s].first // g.out_w + 1)
+        runs = cut_runs(g, segment, segments, 0, count, run)
+        if real is float:
+            fc_pack_runs_f32(panel, job.width, flat, g.offset, terms, run, runs)
+        else:
+            fc_pack_runs_f64(panel, job.width, flat, g.offset, terms, run, runs)
+        if padded > count:
+            for r in range(terms):
+                memset(panel + r * job.width + count, 0, (padded - count) * sizeof(real))
+        for k in range(k1 - k0):
+            at = 0
+            for s in range(segments):
+                memcpy(left + k * job.width + at,
+                       dout + ((segment[s].image * g.groups + group) * g.rows + k0 + k) * g.pixels + segment[s].first,
+                       (segment[s].stop - segment[s].first) * sizeof(real))
+                at += segment[s].stop - segment[s].first
+            memset(left + k * job.width + count, 0, (padded - count) * sizeof(real))
+        for m in range(tiles):
+            k = (k1 - k0) * m // tiles
+            rows = (k1 - k0) * (m + 1) // tiles - k
+            r = 0
+            while r < terms:
+                cols = least(FC_TILE_VECTORS, terms - r)
+                if real is float:
+                    fc_inner_table_f32[cols - 1][rows - 1](left + k * job.width, job.width, panel, g.panel_offset + r,
+                                                           padded // lanes, 1, 0, 0, to + k * ldw + r, ldw)
+                else:
+                    fc_inner_table_f64[cols - 1][rows - 1](left + k * job.width, job.width, panel, g.panel_offset + r,
+                                                           padded // lanes, 1, 0, 0, to + k * ldw + r, ldw)
+                r += cols
+
+
+def implicit_gemm_backward_weight(cnp.ndarray dout, cnp.ndarray x, geometry, cnp.ndarray out, cnp.ndarray scratch,
+                                  int threads):
+    """The gradient with respect to the weight, into `out`; padding takes part as zeros, whatever dout and x hold."""
+    if dout.descr.itemsize == 4:
+        gemm_weight_of[float](dout, x, geometry, out, scratch, threads)
+    else:
+        gemm_weight_of[double](dout, x, geometry, out, scratch, threads)
+
+
+cdef int gemm_weight_of(cnp.ndarray dout, cnp.ndarray x, object geometry, cnp.ndarray out, cnp.ndarray scratch,
+                        int threads, real* dtype=NULL) except -1:
+    cdef Window v = read_conv(geometry)
+    cdef WeightJob job
+    cdef char* work = <char*> cnp.PyArray_DATA(scratch)
+    cdef Py_ssize_t item, items
+    cdef const real* left = <const real*> cnp.PyArray_DATA(dout)
+    cdef const real* image = <const real*> cnp.PyArray_DATA(x)
+    cdef real* to = <real*> cnp.PyArray_DATA(out)
+    with nogil:
+        plan_weight(&job, &v, sizeof(real), threads, work)
+        work += gemm_tables(&job.gemm, &v)
+        items = job.gemm.groups * job.parts_k * job.parts_c
+        for item in prange(items, num_threads=threads, schedule="dynamic"):
+            weight_item(&job, item, image, left, to, work + threadid() * job.gemm.thread_bytes)
+    return 0
+
+
+# --- entry points of the others -----------------------------------------------------------------------------------------
+
 def implicit_gemm_workspace(operation, geometry, Py_ssize_t itemsize, Py_ssize_t threads):
     """Scratch that an operation of this file needs: ``(bytes shared, bytes for each thread)``."""
     cdef Window v = read_conv(geometry)
     cdef Gemm job
+    cdef WeightJob weight
+    if operation == "backward_weight":
+        plan_weight(&weight, &v, itemsize, threads, NULL)
+        return gemm_tables(&weight.gemm, &v), weight.gemm.thread_bytes
     plan_gemm(&job, &v, operation == "backward_data", itemsize, threads, NULL)
     if operation == "forward":
         return gemm_tables(&job, &v), job.thread_bytes

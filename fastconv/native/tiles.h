@@ -103,6 +103,56 @@ FC_UNROLL
     return lane[0];
 }
 
+/* The lanes of x and y in turn: the first halves, then the second halves. */
+FC_INLINE void FC_NAME(zip)(VEC x, VEC y, VEC *low, VEC *high)
+{
+#if FC_LANES == 16
+#define FC_LOW 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23
+#define FC_HIGH 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31
+#elif FC_LANES == 8
+#define FC_LOW 0, 8, 1, 9, 2, 10, 3, 11
+#define FC_HIGH 4, 12, 5, 13, 6, 14, 7, 15
+#elif FC_LANES == 4
+#define FC_LOW 0, 4, 1, 5
+#define FC_HIGH 2, 6, 3, 7
+#else
+#define FC_LOW 0, 2
+#define FC_HIGH 1, 3
+#endif
+#if defined(__clang__)
+    *low = __builtin_shufflevector(x, y, FC_LOW);
+    *high = __builtin_shufflevector(x, y, FC_HIGH);
+#else
+    *low = __builtin_shuffle(x, y, (IVEC){FC_LOW});
+    *high = __builtin_shuffle(x, y, (IVEC){FC_HIGH});
+#endif
+#undef FC_LOW
+#undef FC_HIGH
+}
+
+/* c[0..3] += the sums of the lanes of four vectors, in a fixed order: they are zipped until the four take turns in one
+ * vector, whose halves are then folded onto each other. */
+#if FC_TILE_VECTORS == 4 && FC_LANES >= 4
+typedef FC_T FC_NAME(four) __attribute__((vector_size(4 * sizeof(FC_T)), aligned(sizeof(FC_T)), may_alias));
+
+FC_INLINE void FC_NAME(add_four_sums)(VEC v[4], FC_T *c)
+{
+    FC_T lane[FC_LANES];
+    VEC low, high, even, odd;
+    FC_NAME(zip)(v[0], v[2], &low, &high);
+    even = low + high;
+    FC_NAME(zip)(v[1], v[3], &low, &high);
+    odd = low + high;
+    FC_NAME(zip)(even, odd, &low, &high);
+    *(UVEC *)lane = low + high;
+    FC_NAME(four) sum = *(const FC_NAME(four) *)lane;
+    FC_UNROLL
+    for (int i = 4; i < FC_LANES; i += 4)
+        sum += *(const FC_NAME(four) *)(lane + i);
+    *(FC_NAME(four) *)c += sum;
+}
+#endif
+
 /* Inner-product tile: c[i][j] += sum over segments and p of a[i*lda + p] * b[offset[j] + p].
  *
  * (rows, P) @ (cols, P)^T -> (rows, cols): both matrices have the summed dimension contiguous in memory, as the output

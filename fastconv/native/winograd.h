@@ -49,33 +49,6 @@ FC_INLINE VEC FC_NAME(odd)(VEC x, VEC y)
 #undef FC_ODD
 }
 
-/* The lanes of x and y in turn: the first halves, then the second halves. */
-FC_INLINE void FC_NAME(zip)(VEC x, VEC y, VEC *low, VEC *high)
-{
-#if FC_LANES == 16
-#define FC_LOW 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23
-#define FC_HIGH 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31
-#elif FC_LANES == 8
-#define FC_LOW 0, 8, 1, 9, 2, 10, 3, 11
-#define FC_HIGH 4, 12, 5, 13, 6, 14, 7, 15
-#elif FC_LANES == 4
-#define FC_LOW 0, 4, 1, 5
-#define FC_HIGH 2, 6, 3, 7
-#else
-#define FC_LOW 0, 2
-#define FC_HIGH 1, 3
-#endif
-#if defined(__clang__)
-    *low = __builtin_shufflevector(x, y, FC_LOW);
-    *high = __builtin_shufflevector(x, y, FC_HIGH);
-#else
-    *low = __builtin_shuffle(x, y, (IVEC){FC_LOW});
-    *high = __builtin_shuffle(x, y, (IVEC){FC_HIGH});
-#endif
-#undef FC_LOW
-#undef FC_HIGH
-}
-
 /* B' d, in place. */
 FC_INLINE void FC_NAME(winograd_b)(VEC d[6])
 {
