@@ -237,8 +237,9 @@ cdef void plane_band(const Correlation* job, const TapClass* taps, Py_ssize_t q0
     cdef bint apart = taps.step_w > 1 or width < lanes
     cdef Py_ssize_t wide = most(width, lanes)
     cdef Py_ssize_t q, rows, i, chunk, start, stop
-    # chunks of whole grids of taps
-    cdef Py_ssize_t each = job.filter_h * job.filter_w if job.grid != 0 else 1
+    # chunks of whole grids of taps; a very large filter is one long sum, which has to be cut somewhere
+    cdef int grid = job.grid if job.filter_h * job.filter_w <= 2 * REDUCTION else 0
+    cdef Py_ssize_t each = job.filter_h * job.filter_w if grid != 0 else 1
     cdef Py_ssize_t chunks = least(most((taps.terms + REDUCTION // 2) // REDUCTION, 1), most(taps.terms // each, 1))
     cdef const real* b
     cdef real* to
@@ -262,11 +263,11 @@ cdef void plane_band(const Correlation* job, const TapClass* taps, Py_ssize_t q0
             if relu and chunk == chunks - 1:
                 flags |= FC_RELU
             if real is float:
-                fc_plane_rows_f32(rows, wide, job.filter_h, job.filter_w, job.grid, a + start, b, f.length, job.offset + taps.table + start, stop - start,
+                fc_plane_rows_f32(rows, wide, job.filter_h, job.filter_w, grid, a + start, b, f.length, job.offset + taps.table + start, stop - start,
                                   spare if apart else to, wide if apart else ldc,
                                   bias if chunk == chunks - 1 else NULL, flags)
             else:
-                fc_plane_rows_f64(rows, wide, job.filter_h, job.filter_w, job.grid, a + start, b, f.length, job.offset + taps.table + start, stop - start,
+                fc_plane_rows_f64(rows, wide, job.filter_h, job.filter_w, grid, a + start, b, f.length, job.offset + taps.table + start, stop - start,
                                   spare if apart else to, wide if apart else ldc,
                                   bias if chunk == chunks - 1 else NULL, flags)
             start = stop
