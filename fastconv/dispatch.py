@@ -214,7 +214,7 @@ def select(operation: str, geometry: Conv2dGeometry, dtype: np.dtype, settings: 
                           f"{too_large[name]:,} bytes")
     estimates = {kernel.algorithm: estimate(kernel.algorithm, operation, geometry) for kernel in fitting}
     chosen = next((kernel for kernel in fitting if kernel.algorithm == algorithm), None) or \
-        min(fitting, key=lambda kernel: estimates[kernel.algorithm])
+        min(fitting, key=lambda kernel: (kernel.algorithm == "im2col", estimates[kernel.algorithm]))
 
     candidates = []
     for kernel in able:
@@ -229,6 +229,8 @@ def select(operation: str, geometry: Conv2dGeometry, dtype: np.dtype, settings: 
             reason = f"not asked for: algorithm={algorithm!r}"
         elif len(able) == 1:
             reason = f"the only one for {dtype}"
+        elif name == "im2col" and kernel is not chosen:
+            reason = "makes a column matrix: taken only where nothing else can do it"
         else:
             reason = f"estimated at {estimates[name]:.2f} times the arithmetic alone"
             reason += ", the least" if kernel is chosen else \
