@@ -7,7 +7,7 @@ same input gives the same bits with any of them). What it finds is a :class:`Pla
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache, partial
 from typing import Any
 
@@ -379,4 +379,7 @@ def plan_conv2d(x_shape: Any, weight_shape: Any, stride: Any = 1, padding: Any =
         raise ValueError(f"direction must be one of {', '.join(map(repr, OPERATIONS))}, got {direction!r}")
     geometry = conv2d_geometry(x_shape, weight_shape, stride, padding, dilation, groups, x_name="x",
                                weight_name="weight")
-    return plan(direction, geometry, compute_dtype(np.dtype(dtype)), check_algorithm(algorithm))
+    found = plan(direction, geometry, compute_dtype(np.dtype(dtype)), check_algorithm(algorithm))
+    if len(x_shape) == 3 and direction != "backward_weight":  # as the call, whose result has no batch axis then
+        return replace(found, output_shape=found.output_shape[1:])
+    return found

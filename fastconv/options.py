@@ -151,7 +151,10 @@ def _default_backend() -> str:
 # --- the settings in force --------------------------------------------------------------------------------------------
 
 _lock = threading.Lock()
-_global = Settings()
+_settled = Settings()  # what calls of `options` have set for the process that can be forgotten one by one
+_calls: list[options] = []  # the last of them: one that turns out to open a block is taken back, whatever came after it
+_REMEMBERED_CALLS = 64
+_global = Settings()  # _settled and then _calls in order
 _local = threading.local()
 
 
@@ -168,6 +171,18 @@ def raw() -> Settings:
     """The settings in force in this thread as they were given: the same object for as long as they stay the same."""
     stack = getattr(_local, "stack", None)
     return stack[-1] if stack else _global
+
+
+def _all_calls() -> Settings:
+    settings = _settled
+    for call in _calls:
+        settings = replace(settings, **call._given)
+    return settings
+
+
+def _settle(call: options) -> None:
+    global _settled
+    _settled = replace(_settled, **call._given)
 
 
 class options:
@@ -221,14 +236,19 @@ class options:
             is_default = isinstance(value, str) and value == "default"
             self._given[name] = None if is_default else check[name](name, value)
         with _lock:
-            self._before = _global
-            _global = self._after = replace(_global, **self._given)
+            _calls.append(self)
+            if len(_calls) > _REMEMBERED_CALLS:
+                _settle(_calls.pop(0))
+            _global = _all_calls()
 
     def __enter__(self) -> options:
         global _global
         with _lock:  # a block is local to its thread: take back what the constructor set for all
-            if _global is self._after:
-                _global = self._before
+            for i, call in enumerate(_calls):
+                if call is self:
+                    del _calls[i]
+                    _global = _all_calls()
+                    break
         _local.__dict__.setdefault("stack", []).append(replace(raw(), **self._given))
         return self
 

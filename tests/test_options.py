@@ -22,9 +22,9 @@ X, WEIGHT = np.ones((1, 2, 6, 6), np.float32), np.ones((3, 2, 3, 3), np.float32)
 def settings_as_before():
     """Undo what a test sets for the process."""
     module = importlib.import_module("fastconv.options")  # the package's attribute of this name is the function
-    before = module._global
+    before = module._settled, module._calls[:], module._global
     yield
-    module._global = before
+    module._settled, module._calls[:], module._global = before
 
 
 def in_another_thread(call: Any) -> Any:
@@ -284,7 +284,7 @@ def test_wrong_environment_is_one_clear_error(variables, names):
     script = """
         try:
             import numpy as np, fastconv
-            fastconv.conv2d(np.ones((1, 1, 4, 4)), np.ones((1, 1, 3, 3)))
+            fastconv.conv2d(np.ones((1, 8, 90, 90)), np.ones((8, 8, 3, 3)))
         except ValueError as error:
             print(error)
     """
