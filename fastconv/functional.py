@@ -423,16 +423,16 @@ def conv2d(x: ArrayLike, weight: ArrayLike | PackedWeight, bias: ArrayLike | Non
             [ 6., 15.]]])
     """
     key = None
-    if out is None and type(x) is type(weight) is np.ndarray and (bias is None or type(bias) is np.ndarray):
-        # True and 1.0 are the same key as 1, but not the same argument
-        if type(stride) is type(dilation) is type(groups) is int and type(padding) in (int, str):
-            key = (x.shape, x.dtype, weight.shape, weight.dtype, bias is not None and (bias.shape, bias.dtype), stride,
-                   padding, dilation, groups, activation, algorithm)
-            call = _small_calls.get(key)
-            if call is not None and call.settings is raw_settings() and call.native.kernels is call.kernels:
-                small = call.forward(x, weight, bias)
-                if small is not None:
-                    return small
+    # True and 1.0 are the same key as 1, but not the same argument
+    if (out is None and type(x) is type(weight) is np.ndarray and (bias is None or type(bias) is np.ndarray)
+            and type(stride) is type(dilation) is type(groups) is int and type(padding) in (int, str)):
+        key = (x.shape, x.dtype, weight.shape, weight.dtype, bias is not None and (bias.shape, bias.dtype), stride,
+               padding, dilation, groups, activation, algorithm)
+        call = _small_calls.get(key)
+        if call is not None and call.settings is raw_settings() and call.native.kernels is call.kernels:
+            small = call.forward(x, weight, bias)
+            if small is not None:
+                return small
     image = _as_array("x", x, (3, 4))
     algorithm = dispatch.check_algorithm(algorithm)
     packed = weight if isinstance(weight, PackedWeight) else None

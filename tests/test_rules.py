@@ -845,9 +845,19 @@ def test_rule_14_many_pixels(dtype, groups, weight_engine, assert_accurate):
     assert_accurate(db, dout.astype(np.float64).sum(axis=(0, 2, 3)))
 
 
+@pytest.mark.parametrize("filters", [1, 2, 5])
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
-def test_rule_14_large_averages(dtype, engine, assert_accurate):
-    x = np.random.default_rng(0).random((1, 2, 250, 260)).astype(dtype)
+def test_rule_14_large_kernels(dtype, filters, forward_engine, assert_accurate):
+    rng = np.random.default_rng(0)
+    x, weight = rng.random((1, 1, 70, 82)).astype(dtype), rng.random((filters, 1, 64, 64)).astype(dtype)
+    got = forward_engine(fastconv.conv2d, x, weight)
+    assert_accurate(got, reference.conv2d(x.astype(np.float64), weight.astype(np.float64)))
+
+
+@pytest.mark.parametrize("size", [(250, 260), (1, 100_000), (100_000, 1)], ids=str)
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_rule_14_large_averages(dtype, size, engine, assert_accurate):
+    x = np.random.default_rng(0).random((1, 2, *size)).astype(dtype)
     want = x.astype(np.float64).mean(axis=(2, 3), keepdims=True)
     assert_accurate(fastconv.global_avg_pool2d(x), want)
-    assert_accurate(fastconv.avg_pool2d(x, (250, 260)), want)
+    assert_accurate(fastconv.avg_pool2d(x, size), want)

@@ -54,23 +54,28 @@ class Footprint:
 def measure(call: Callable[[], Any]) -> Footprint:
     """Make a call, and tell what it took. Make it once before, without measuring.
 
-    What fastconv keeps between calls is given back first, so that the call has to allocate what it uses; what it returns
-    counts, if it allocated that (give it an ``out=``).
+    What fastconv keeps between calls is given back first, so that the call has to allocate what it uses. What it returns
+    counts if it allocated that: give it an ``out=``.
     """
-    memory.release_memory()
     gc.collect()
+    memory.release_memory()
     _trim()
-    watch = _allocations()
     before = _reset_high_water()
-    if watch is not None:
-        with _results_from_numpy(), watch:
-            call()
-        peak, counted_by = watch.peak, "allocator"
-    else:
-        peak, counted_by = _traced(call), "tracemalloc"
+    array_bytes, counted_by = count_arrays(call)
     after = _status("VmHWM")
     resident = None if before is None or after is None else max(after - before, 0)
-    return Footprint(peak, counted_by, resident)
+    return Footprint(array_bytes, counted_by, resident)
+
+
+def count_arrays(call: Callable[[], Any]) -> tuple[int, str]:
+    """The array bytes of a call alone, and who counted them: "allocator" or "tracemalloc"."""
+    memory.release_memory()
+    watch = _allocations()
+    if watch is None:
+        return _traced(call), "tracemalloc"
+    with _results_from_numpy(), watch:
+        call()
+    return int(watch.peak), "allocator"
 
 
 @contextmanager

@@ -122,9 +122,13 @@ class Job:
     def input_bytes(self) -> int:
         """Bytes of all arrays that the job's contenders start from."""
         if self.operation in CONVOLUTIONS:
-            return sum(self._conv_sizes()) * self._itemsize
+            x, weight, dout = self._conv_sizes()
+            return {"forward": x + weight, "backward_data": weight + dout, "backward_weight": x + dout,
+                    "backward": x + weight + dout}[self.operation] * self._itemsize
         x, out, column = self._window_sizes()
-        return (x + (column if self.operation in LOWERINGS else 3 * out)) * self._itemsize
+        items = {"col2im": column, "col2im_rows": column, "max_pool_backward": x + out, "avg_pool_backward": x + out}
+        indices = 8 * out if self.operation == "max_pool_backward" else 0
+        return items.get(self.operation, x) * self._itemsize + indices
 
     @property
     def _itemsize(self) -> int:
@@ -185,7 +189,7 @@ class Job:
             terms *= max(g.channels, g.out_channels) // g.groups
             if self.operation in ("backward", "backward_weight"):
                 terms = max(terms, g.batch * g.positions)
-        return float(max(LEAST_TOLERANCE[self.dtype], ROUNDINGS * np.finfo(self.dtype).eps * math.sqrt(terms)))
+        return max(LEAST_TOLERANCE[self.dtype], ROUNDINGS * float(np.finfo(self.dtype).eps) * math.sqrt(terms))
 
     def check(self, result: Any) -> float:
         """How far `result` is from the right one, over the latter's largest cell.
@@ -203,8 +207,8 @@ class Job:
                 raise WrongResult(f"the result has shape {got.shape}, which should be {shape}")
             difference = np.abs(pick(got).astype(np.float64) - want).max()
             errors.append(float(difference / max(np.abs(want).max(), np.finfo(np.float64).tiny)))
-        worst = max(errors)
-        if not worst <= self.tolerance:  # NaN is wrong as well
+        worst = float(np.max(errors))  # NaN, unlike by Python's max, wins
+        if not worst <= self.tolerance:
             raise WrongResult(f"the result is off by {worst:.1e} of its largest cell, allowed is {self.tolerance:.1e}")
         return worst
 
@@ -255,7 +259,7 @@ class Job:
         if self.operation == "forward":
             want = reference.conv2d(self.x[images].astype(wide), self.weight.astype(wide), None, *arguments)
             return [(g.output_shape, some_images, want)]
-        parts = []
+        parts: list[tuple[tuple[int, ...], Callable[[np.ndarray], np.ndarray], np.ndarray]] = []
         if self.operation in ("backward", "backward_data"):
             want = reference.conv2d_backward_data(self.dout[images].astype(wide), self.weight.astype(wide),
                                                   (len(images), *g.input_shape[1:]), *arguments)

@@ -6,11 +6,11 @@ to run last. A turn is
 
 1. a wait until no thread of this process works any more, where there are several: pools of OpenMP and BLAS threads go on
    spinning for a while after their work, and would do so at the next contender's expense;
-2. one call that is not counted, if a call takes less than 20 ms: it brings the contender's own code and data back into the caches;
+2. one call that is not counted, if a call takes less than 20 ms: it brings the contender's code and data back into the caches;
 3. the sample: as many calls in a row as take a millisecond, one if a call takes longer. What counts is the mean of these.
 
-Each contender has the same time; a slow one so has fewer turns, and they are spread evenly over the rounds. It has three
-at least, or one if a turn takes longer than 0.4 s. The garbage collector is off during a turn.
+Each contender has the same time; a slow one so has fewer turns, and they are spread evenly over the rounds. It has five
+at least, or one if a turn takes longer than 0.2 s. The garbage collector is off during a turn.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ SAMPLE_SECONDS = 1e-3
 WARM_UP_BELOW = 20e-3
 
 #: How many rounds there are at least and at most. Whose turn takes longer than SLOW seconds has one if need be.
-ROUNDS, SLOW = (3, 25), 0.4
+ROUNDS, SLOW = (5, 25), 0.2
 
 #: Waiting for other threads: how long to look whether they work, what counts as rest, and when to give up.
 LOOK_SECONDS, REST, PATIENCE_SECONDS = 5e-3, 0.1, 0.1
@@ -92,9 +92,8 @@ def interleave(calls: Mapping[str, Callable[[], Any]], seconds: float, *, thread
         `samples`. A contender without any turn is not in it.
     """
     samples = {} if samples is None else samples
-    least, most = rounds
     found: dict[str, Samples] = {}
-    turns: dict[str, int] = {}
+    costs: dict[str, float] = {}
     short: set[str] = set()
     for name, call in calls.items():
         once = (seen or {}).get(name, 0.0)
@@ -104,21 +103,32 @@ def interleave(calls: Mapping[str, Callable[[], Any]], seconds: float, *, thread
             with inside(name):
                 once = min(_sample(call, 1) for _ in range(3))
         found[name] = Samples(max(1, math.ceil(SAMPLE_SECONDS / max(once, 1e-9))) if once < SAMPLE_SECONDS else 1)
-        turn = once * (found[name].iterations + (name in short))
-        turns[name] = min(max(int(seconds / len(calls) / max(turn, 1e-9)), least if turn < SLOW else 1), most)
+        costs[name] = max(once * (found[name].iterations + (name in short)), 1e-9)
+    turns = _turns(costs, seconds, rounds)
     last = max(turns.values(), default=0)
     for i in range(last):
         for name in list(calls) if i % 2 == 0 else reversed(list(calls)):
-            if (i + 1) * turns[name] // last == i * turns[name] // last:  # not this time
+            if -(-(i + 1) * turns[name] // last) == -(-i * turns[name] // last):  # not this time; everyone in the first
                 continue
             _settle(threads)
             entry = found[name]
-            samples.setdefault(name, entry)
             with inside(name):
                 if name in short:
                     calls[name]()
                 entry.seconds.append(_sample(calls[name], entry.iterations))
+            samples[name] = entry
     return samples
+
+
+def _turns(costs: Mapping[str, float], seconds: float, rounds: tuple[int, int]) -> dict[str, int]:
+    """How many turns each has. `costs`: seconds of a turn."""
+    turns: dict[str, int] = {}
+    left, (least, most) = seconds, rounds
+    for i, name in enumerate(sorted(costs, key=lambda name: costs[name])):  # what the quick ones don't need is the others'
+        wanted = int(left / (len(costs) - i) / costs[name])
+        turns[name] = min(max(wanted, least if costs[name] < SLOW else 1), most)
+        left = max(left - turns[name] * costs[name], 0.0)
+    return turns
 
 
 def _sample(call: Callable[[], Any], iterations: int) -> float:

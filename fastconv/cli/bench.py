@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from ._command import FAILED, OK, CommandError, describe, positive_float, positive_int
 
@@ -100,7 +100,8 @@ class _Run:
         from rich.console import Console
 
         from ..benchmarks import peers, report
-        from ..benchmarks.machine import CEILINGS, describe as describe_machine
+        from ..benchmarks.machine import CEILINGS
+        from ..benchmarks.machine import describe as describe_machine
 
         console = Console()
         if not console.is_terminal:  # into a file or a pipe: as wide as the tables are
@@ -129,7 +130,8 @@ class _Run:
 
     def _jobs(self) -> list[Job]:
         from ..benchmarks import layers, peers
-        from ..benchmarks.jobs import CONVOLUTIONS, OPERATIONS as KNOWN, Job
+        from ..benchmarks.jobs import CONVOLUTIONS, Job
+        from ..benchmarks.jobs import OPERATIONS as KNOWN
         from ..options import usable_cpus
 
         args = self.args
@@ -147,8 +149,8 @@ class _Run:
             peers.check_patterns(self._patterns())
         except (ValueError, ImportError) as error:
             raise CommandError(f"argument --peers: {describe(error)}") from error
-        wanted = {True: layers.ConvLayer, False: layers.WindowLayer}
-        jobs = [Job(operation, row, args.dtype, threads) for threads in args.threads for operation in args.operations
+        wanted: dict[bool, type] = {True: layers.ConvLayer, False: layers.WindowLayer}
+        jobs = [Job(operation, cast(Any, row), args.dtype, threads) for threads in args.threads for operation in args.operations
                 for row in rows if isinstance(row, wanted[operation in CONVOLUTIONS])]
         if not jobs:
             raise CommandError("argument --layers: none of these layers goes with one of the operations "

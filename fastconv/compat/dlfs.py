@@ -17,7 +17,7 @@ The arguments, the attributes and the order of everything are the book's. Four t
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -105,7 +105,8 @@ class Convolution:
     def col(self) -> np.ndarray | None:
         if self.x is None:
             return None
-        return im2col(self.x, *np.shape(self.W)[2:], self.stride, self.pad)
+        _, _, filter_h, filter_w = np.shape(self.W)
+        return im2col(self.x, filter_h, filter_w, self.stride, self.pad)
 
     @property
     def col_W(self) -> np.ndarray | None:
@@ -123,9 +124,9 @@ class Convolution:
 
     def backward(self, dout: Any) -> np.ndarray:
         """Set `dW` and `db`, and return the gradient of the input. `dout` has the shape of `forward`'s result."""
-        x = _forwarded(self)
+        x = _kept(self, self.x)
         dx, self.dW, self.db = functional.conv2d_backward(dout, x, self.W, self.stride, self.pad)
-        return dx
+        return cast(np.ndarray, dx)
 
     def _bias(self, x: np.ndarray) -> np.ndarray:
         """`b` in the shape (FN,) of :func:`fastconv.conv2d`."""
@@ -189,8 +190,8 @@ class Pooling:
 
     def backward(self, dout: Any) -> np.ndarray:
         """Return the gradient of the input: each cell of `dout` goes to the cell that was the maximum."""
-        x = _forwarded(self)
-        return functional.max_pool2d_backward(dout, self._indices, x.shape)
+        x, indices = _kept(self, self.x), _kept(self, self._indices)
+        return functional.max_pool2d_backward(dout, indices, x.shape)
 
 
 def _images(name: str, value: Any) -> np.ndarray:
@@ -201,8 +202,8 @@ def _images(name: str, value: Any) -> np.ndarray:
     return x
 
 
-def _forwarded(layer: Convolution | Pooling) -> np.ndarray:
-    """The input of the layer's last `forward`."""
-    if layer.x is None:
+def _kept(layer: Convolution | Pooling, array: np.ndarray | None) -> np.ndarray:
+    """What the layer's last `forward` has kept for `backward`."""
+    if array is None:
         raise RuntimeError(f"{type(layer).__name__}.backward needs a call of forward before it")
-    return layer.x
+    return array

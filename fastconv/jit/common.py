@@ -5,6 +5,9 @@ easier to read; but Numba keeps count of who holds an array, with an atomic oper
 threads, and tests the bounds of a slice, which costs more than the few pixels of a row.
 """
 
+# mypy: allow-untyped-defs, allow-untyped-calls, allow-untyped-decorators
+# (Numba infers the types of kernels.)
+
 from __future__ import annotations
 
 import numpy as np

@@ -1,46 +1,50 @@
 """Direct convolution in Numba: no column matrix, one padded copy of a few rows of the image at a time.
 
-The layout is the Cython backend's ("shifted flat rows"; native/direct.pxi has the picture): a band of the image is copied
+The layout is the Cython backend's ("shifted flat rows"; native/direct.pxi has the picture). A band of the image is copied
 to rows of one length L that include the padding, so that a tap (kh, kw) sees all output pixels of the band in one flat
-array, shifted by kh*L + kw. With stride s the copy is split by phase, one plane for each residue of a tap modulo s. Backward
-data is the same product on the output gradient, once for each parity of the input pixels. Positions between two rows are no
-output pixels; they are computed and thrown away.
+array, shifted by kh*L + kw. With stride s the copy is split by phase, one plane for each residue of a tap modulo s.
+Backward data is the same product on the output gradient, once for each parity of the input pixels. Positions between two
+rows are no output pixels; they are computed and thrown away.
 
 The kernels are not the Cython ones, because Numba has no vectors to program with: everything rests on what LLVM's loop
-vectoriser makes of plain loops. It needs one contiguous inner loop over pixels, at most eight pairs of arrays that might
-overlap (it tests them when the loop is entered), and indices that can't wrap around. So the tile does not stay in registers
-over the reduction, as in C; the weights do:
+vectoriser makes of plain loops. It wants one contiguous inner loop, indices that can't wrap around, and not more than
+eight pairs of arrays that might overlap, which it tests when the loop is entered. So it is not the tile that stays in
+registers, as in C, but the weights:
 
     tile[i][p] += sum over six t of a[i][t] * b[offset[t] + p]        four rows i, some hundred pixels p
 
-For each vector of p that is 24 FMAs for 6 + 4 loads and 4 stores, in first-level cache, with 24 weights broadcast to
-registers outside of the loop. What `rows4` compiles to (Numba 0.68, LLVM 22, AVX-512, from inspect_asm):
+For each vector of p that is 24 FMAs for 6 + 4 loads and 4 stores, the latter in first-level cache, with 24 weights in
+registers. What `rows4` compiles to (Numba 0.68 with LLVM 22, and 0.59 with LLVM 14, on AVX-512; from inspect_asm):
 
-    .loop:  vmovups (b0 + 4*p), %zmm24          six of them, one vector of each b
-            vmovups (tile + 4*p), %zmm26        four, one vector of each row
-            vfmadd231ps %zmm24, %zmm9, %zmm26   24, all with register operands: 24 weights + 4 sums + b fill 32 registers
-            vmovups %zmm26, (tile + 4*p)        four
-            add $16, p; jne .loop
+    .loop:  vmovups (b0,p,4), %zmm24             six of them, one vector of each b
+            vmovups (tile,p,4), %zmm26           four, one vector of each row
+            vfmadd231ps %zmm24, %zmm9, %zmm26    24, of registers only: 24 weights, 4 sums and 4 of b fill all 32
+            vmovups %zmm26, (tile,p,4)           four
+            addq $16, p; cmpq; jne .loop
 
-which is one iteration of the loop in Python, unrolled by nobody. With a pixel count that is a constant of 64 LLVM unrolls it
-fourfold, and the code runs at a third of the speed (more than the front end delivers); four rows of eight taps need more
-registers than there are. For AVX2 the same source gives ymm vectors and 24 weights in memory, which an FMA reads at no cost.
-The last columns are rounded up to whole vectors, so that no scalar loop is entered.
+Three things make it that. The number of pixels is a multiple of 16 that LLVM can see (`steps * STEP`): otherwise a scalar
+loop for the rest keeps the 24 weights in registers a second time, the vectors of them go to the stack, and speed
+halves. It is no constant: LLVM unrolls 64 pixels fourfold, which runs at a third of the speed. And 4 x 6 weights are as
+many as fit. With AVX2's 16 registers the vectors are ymm, and an FMA reads its weights from the stack, at no cost.
 
-Backward weight, dw[k][r] = sum over p of dout[k][p] * flat[offset[r] + p], sums over what is contiguous, and a sum vectorises
-only where its order may change. There are two ways around that:
+Backward weight is dw[k][r] = sum over p of dout[k][p] * flat[offset[r] + p]: a sum over what is contiguous, and that
+vectorises only where its order may change. There are two ways around it:
 
 - wide, for many filters: dout is turned, so that filters are contiguous, and the sum over pixels is `rows4` again with
   filters in place of pixels: (R, P) @ (P, K) -> (R, K).
-- narrow, for few filters (depthwise): `lanes6` keeps 64 partial sums for each element of dw and folds them once at the end.
+- narrow, for few filters (depthwise): `lanes6` keeps 64 partial sums for each element of dw, six elements and four zmm
+  of each in a visit (12 FMAs, 20 loads, 6 stores a vector), and folds them once, at the end.
 
-Both have positions between the rows of dout, which hold zeros there; so does the flat copy of dout in backward data. Zero times
-infinity is NaN: where a weight (for dx) or a pixel (for dw) is not finite, the caller goes another way (`finite`).
+Positions between the rows of dout hold zeros in both; so does the padding of the flat copy of dout in backward data. Zero
+times infinity is NaN: where a pixel (for dw) or a weight (for dx) is not finite, the caller goes another way (`finite`).
 
 Sums are cut into chunks of REDUCTION terms, whose results are added up: a blocked sum (Higham, Accuracy and Stability of
-Numerical Algorithms, 2nd ed., section 4.2). Workers take (images, group, band, block of filters), in backward weight (group,
-block of rows of dw). No two write one element, and no sum depends on how they are dealt out.
+Numerical Algorithms, 2nd ed., section 4.2). Workers take (images, group, band, block of filters), in backward weight
+(group, block of rows of dw). No two write one element, and no sum depends on how they are dealt out.
 """
+
+# mypy: allow-untyped-defs, allow-untyped-calls, allow-untyped-decorators
+# (Numba infers the types of kernels.)
 
 from __future__ import annotations
 
@@ -530,7 +534,7 @@ class Plan:
         self.job = dict.fromkeys(JOB.names or (), 0)
         self.job.update(batch=geometry.batch, groups=geometry.groups, taps=geometry.taps, blocks=1, images=1)
         self.shared = 0
-        self._ready: dict[int, tuple[np.ndarray, int, list[int]]] = {}
+        self._ready: dict[int, tuple[np.ndarray, int, int, list[slice]]] = {}
 
     def _set_bands(self) -> None:
         """As many rows of positions in a band as fit the budget, in bands of even height; small images together."""
@@ -581,10 +585,11 @@ class Plan:
             fields, workers = self._with_workers(threads)
             job = np.array([tuple(fields[name] for name in JOB.names or ())], JOB)
             sizes = [self.shared, workers * fields["tile"], workers * fields["flat"], workers * fields["side"]]
-            found = self._ready[threads] = job, workers, [sum(sizes[:i]) for i in range(5)]
-        job, workers, ends = found
-        scratch = memory.scratch_array("scratch memory", (ends[4],), dtype)
-        return workers, job, [scratch[ends[i]:ends[i + 1]] for i in range(4)]
+            pieces = [slice(sum(sizes[:i]), sum(sizes[:i + 1])) for i in range(4)]
+            found = self._ready[threads] = job, workers, sum(sizes) * self.itemsize, pieces
+        job, workers, nbytes, pieces = found
+        scratch = memory.scratch(nbytes)[:nbytes].view(dtype)
+        return workers, job, [scratch[piece] for piece in pieces]
 
 
 def _phases(kernel: int, gap: int, step: int) -> tuple[list[int], list[int]]:
@@ -681,7 +686,7 @@ class DataPlan(Plan):
     @cached_property
     def tables(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Tap classes, phases, offsets."""
-        geometry, job = self.geometry, self.job
+        job = self.job
         classes, tables, table, weights = [], [], 0, 0
         axes = [list(self._axis_classes(axis)) for axis in (0, 1)]
         for of_h, taps_h in axes[0]:
@@ -777,6 +782,33 @@ def forward(x: np.ndarray, weight: np.ndarray, bias: np.ndarray | None, relu: bo
     workers, job, scratch = this.ready(threads, x.dtype)
     bias = _zeros(geometry.out_channels, x.dtype) if bias is None else flat(bias)
     correlate(workers, job, *this.tables, flat(x), flat(weight), bias, relu, flat(out), scratch[1], scratch[2])
+
+
+class SmallForward:
+    """A convolution made ready once, for calls that take less time than finding out how to do them.
+
+    It makes the result, and runs on the calling thread.
+    """
+
+    def __init__(self, geometry: Conv2dGeometry, dtype: np.dtype, batched: bool, relu: bool) -> None:
+        self.dtype, self.relu = dtype, relu
+        self.shape = geometry.output_shape if batched else geometry.output_shape[1:]
+        self.plan = plan("forward", geometry, dtype.itemsize)
+        self.tables = self.plan.tables
+        self.no_bias = _zeros(geometry.out_channels, dtype)
+
+    def __call__(self, x: np.ndarray, weight: np.ndarray, bias: np.ndarray | None) -> np.ndarray | None:
+        """The result, or None where an array is not as the kernel takes it."""
+        if bias is None:
+            bias = self.no_bias
+        for array in (x, weight, bias):
+            if not array.flags.carray or array.dtype != self.dtype:
+                return None
+        out = np.empty(self.shape, self.dtype)
+        _, job, scratch = self.plan.ready(1, self.dtype)
+        correlate(1, job, *self.tables, x.reshape(-1), weight.reshape(-1), bias, self.relu, out.reshape(-1), scratch[1],
+                  scratch[2])
+        return out
 
 
 def backward_data(dout: np.ndarray, weight: np.ndarray, geometry: Conv2dGeometry, out: np.ndarray, threads: int) -> bool:

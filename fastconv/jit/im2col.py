@@ -16,6 +16,9 @@ What it compiles to (Numba 0.68, LLVM 22, AVX-512, from inspect_asm): the runs o
 two loads and a vpermt2ps at stride 2; the sums of col2im zmm additions. A window's row of "rows" is some scalar moves.
 """
 
+# mypy: allow-untyped-defs, allow-untyped-calls, allow-untyped-decorators
+# (Numba infers the types of kernels.)
+
 from __future__ import annotations
 
 from functools import lru_cache

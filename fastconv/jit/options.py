@@ -25,6 +25,8 @@ except ImportError as error:
     raise ImportError(f"backend 'numba' needs Numba, which can't be imported ({error}): pip install 'fastconv[numba]'",
                       name="numba") from error
 
+from numba.core.options import DefaultOptions  # noqa: E402 (what there is no Numba for was said before)
+
 if tuple(int(part) for part in numba.__version__.split(".")[:2]) < OLDEST_NUMBA:
     raise ImportError(f"backend 'numba' needs Numba {'.'.join(map(str, OLDEST_NUMBA))} or newer, and "
                       f"{numba.__version__} is installed: pip install --upgrade 'fastconv[numba]'", name="numba")
@@ -34,7 +36,12 @@ if tuple(int(part) for part in numba.__version__.split(".")[:2]) < OLDEST_NUMBA:
 #: - ``fastmath={"contract"}``: ``a*b + c`` may be one FMA. Nothing else of fastmath: reassociation would let sums depend
 #:   on how a loop was vectorised, and with it on the compiler's mood (rule 12); ``nnan`` and ``ninf`` break rules 3, 5
 #:   and 13; ``nsz`` rule 5's ties of zeros.
-FLAGS: dict[str, Any] = {"nogil": True, "error_model": "numpy", "fastmath": {"contract"}, "_nrt": False}
+#: - ``_nrt=False``, which Numba uses for functions of its own: no reference counts. All arrays are borrowed from the caller;
+#:   Numba would count each slice and each call, atomically, on one counter for all threads.
+FLAGS: dict[str, Any] = {"nogil": True, "error_model": "numpy", "fastmath": {"contract"}}
+
+if hasattr(DefaultOptions, "_nrt"):
+    FLAGS["_nrt"] = False
 
 #: Decorator of the functions that kernels are put together from: compiled into each kernel that calls them.
 part = numba.njit(**FLAGS)
@@ -110,7 +117,7 @@ def _stamp(dispatcher: Any) -> None:
     That goes through attributes that Numba does not promise to keep. Without them its own rule holds.
     """
     cache_file = getattr(getattr(dispatcher, "_cache", None), "_cache_file", None)
-    if hasattr(cache_file, "_source_stamp"):
+    if cache_file is not None and hasattr(cache_file, "_source_stamp"):
         cache_file._source_stamp = _source_stamp()
 
 
@@ -140,16 +147,40 @@ def usable_workers(threads: int) -> int:
     return 1 if _pool_lost else min(threads, int(numba.config.NUMBA_NUM_THREADS))
 
 
-class _thread_pool:  # noqa: N801 (used like a function)
+def thread_pool_report() -> str:
+    """Which threading layer is in use, for a bug report."""
+    layer = numba.threading_layer() if _pool_started else "not started yet"
+    return f"threading layer {layer}, {numba.config.NUMBA_NUM_THREADS} threads"
+
+
+def _start_pool() -> None:
+    """Start the threads of Numba's pool, which it does on first use, and not let them wait busily for long.
+
+    GNU libgomp's workers spin for milliseconds after a parallel region, and get in the way of NumPy's matrix products (see
+    :mod:`fastconv.native`). It reads the variable once, when it is loaded.
+    """
+    global _pool_started
+    ours = not _pool_started and not {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT"} & set(os.environ)
+    if ours:
+        os.environ["GOMP_SPINCOUNT"] = "1000"
+    try:
+        numba.get_num_threads()
+    finally:
+        if ours:
+            os.environ.pop("GOMP_SPINCOUNT", None)
+    _pool_started = True
+
+
+class _thread_pool:
     """Let Numba use so many threads in this Python thread, and let it in alone where its threading layer needs that."""
 
     def __init__(self, workers: int) -> None:
         self.workers = workers
 
     def __enter__(self) -> None:
-        global _pool_started
-        _pool_started = True
-        self.before = numba.get_num_threads()  # starts the pool: only then its layer is known
+        if not _pool_started:
+            _start_pool()
+        self.before = numba.get_num_threads()
         # The workqueue layer ends the process when two threads use it at once.
         self.turn: AbstractContextManager[Any] = (_workqueue_lock if numba.threading_layer() == "workqueue"
                                                   else nullcontext())

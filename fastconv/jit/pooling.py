@@ -1,12 +1,16 @@
 """Max and average pooling and their gradients, in Numba. Workers take planes (n, c); none touches another's.
 
-Windows are separable: forward, the rows of a window are first combined into one row, then the columns of that. Only the
-search for the first maximum (indices) looks at whole windows.
+Windows are separable: forward, the rows of a window are first combined into one row, then the columns of that, which at
+stride 2 is split in even and odd cells before. Only the search for the first maximum (indices) looks at whole windows.
 
-What it compiles to (Numba 0.68, LLVM 22, AVX-512, from inspect_asm): maxima are two vcmpps, a korw and a masked move, since
-NaN must win and vmaxps has its own idea of that; stride 2 is two loads and two vpermt2ps; the search keeps its 64-bit indices
-in two zmm registers for each one of values. Sums are vaddps, the shares of a window a vdivps. Adding at indices is scalar.
+What it compiles to (Numba 0.68, LLVM 22, AVX-512, from inspect_asm): a maximum is vcmpltps, vcmpunordps, korw and a masked
+move, since NaN must win, and vmaxps has another idea of that; the split is two loads and two vpermt2ps; the search
+compares ymm of values and moves zmm of 64-bit indices under the same mask. Sums are vaddps, divisors a vmulpd and a
+vcvtpd2ps away from vdivps. What has other strides gathers, and adding at indices is scalar.
 """
+
+# mypy: allow-untyped-defs, allow-untyped-calls, allow-untyped-decorators
+# (Numba infers the types of kernels.)
 
 from __future__ import annotations
 
@@ -20,7 +24,7 @@ from .options import Kernel, flat, part, prange, usable_workers
 
 Array = np.ndarray
 
-_0, _2 = U(0), U(2)
+_1, _2 = U(1), U(2)
 
 
 # --- maximum ----------------------------------------------------------------------------------------------------------
@@ -32,11 +36,51 @@ def larger(value, best):
 
 
 @part
-def max_plane(v, x, plane, out, to, row):
+def split(row, halves, count):
+    """Even cells of `row` to the first half of `halves`, odd ones to the second.
+
+    Both at once: from a loop over one of them LLVM makes gathers, from this one loads and permutations.
+    """
+    odd = U(halves.size // 2)
+    for q in range(U(count)):
+        halves[q], halves[odd + q] = row[q * _2], row[q * _2 + _1]
+
+
+@part
+def tap_row(row, halves, sw, tap):
+    """Where tap `tap` of the first window is, in `halves` at stride 2 and in `row` otherwise."""
+    return tap % 2 * (halves.size // 2) + tap // 2 if sw == 2 else tap
+
+
+@part
+def max_columns(v, row, out, to, halves):
+    """The maximum of each window's columns in the combined row."""
+    kw, sw, dw, count = v.kw, v.sw, v.dw, U(v.ow)
+    if sw == 2:
+        split(row, halves, v.ow + (kw - 1) * dw // 2)
+    cells = halves if sw == 2 else row
+    step, o = U(1 if sw == 2 else sw), U(to)
+    if kw == 1 or step != _1:
+        copy(out, to, cells, 0, step, count)
+    for j in range(1, kw):
+        s = U(tap_row(row, halves, sw, j * dw))
+        if step != _1:
+            for q in range(count):
+                out[o + q] = larger(cells[s + q * step], out[o + q])
+        elif j == 1:
+            for q in range(count):
+                out[o + q] = larger(cells[s + q], cells[q])
+        else:
+            for q in range(count):
+                out[o + q] = larger(cells[s + q], out[o + q])
+
+
+@part
+def max_plane(v, x, plane, out, to, row, halves):
     """Values only. `row` is at least as wide as the combined row with its padding, which holds -inf."""
-    h, w, kh, kw, sw, dw, ow = v.h, v.w, v.kh, v.kw, v.sw, v.dw, v.ow
+    h, w, kh = v.h, v.w, v.kh
     fill(row, 0, 1, row.size, -np.inf)
-    left, width, step = U(v.left), U(w), U(sw)
+    left, width = U(v.left), U(w)
     for y in range(v.oh):
         start = y * v.sh - v.top
         first, stop = inside(h, start, v.dh, kh)
@@ -52,31 +96,7 @@ def max_plane(v, x, plane, out, to, row):
                 s = U(plane + (start + i * v.dh) * w)
                 for k in range(width):
                     row[left + k] = larger(x[s + k], row[left + k])
-        o = U(to + y * ow)
-        if kw == 1:
-            copy(out, to + y * ow, row, 0, sw, ow)
-            continue
-        gap = U(dw)
-        if sw == 1:
-            for q in range(U(ow)):
-                out[o + q] = larger(row[q + gap], row[q])
-        elif sw == 2:  # by itself: with a constant step LLVM takes every other lane
-            for q in range(U(ow)):
-                out[o + q] = larger(row[q * _2 + gap], row[q * _2])
-        else:
-            for q in range(U(ow)):
-                out[o + q] = larger(row[q * step + gap], row[q * step])
-        for j in range(2, kw):
-            gap = U(j * dw)
-            if sw == 1:
-                for q in range(U(ow)):
-                    out[o + q] = larger(row[q + gap], out[o + q])
-            elif sw == 2:
-                for q in range(U(ow)):
-                    out[o + q] = larger(row[q * _2 + gap], out[o + q])
-            else:
-                for q in range(U(ow)):
-                    out[o + q] = larger(row[q * step + gap], out[o + q])
+        max_columns(v, row, out, to + y * v.ow, halves)
 
 
 @part
@@ -115,15 +135,14 @@ def max_plane_indices(v, x, plane, out, indices, to):
 
 
 @Kernel
-def max_planes(workers, windows, x, out, indices, rows):
-    """`rows` is (workers, width); without indices an array of none."""
+def max_planes(workers, windows, x, out, indices, rows, halves):
+    """`rows` and `halves` are (workers, width); without indices an array of none."""
     for worker in prange(workers):
         v = windows[0]
-        row = rows[worker]
         planes = v.n * v.c
         for i in range(planes * worker // workers, planes * (worker + 1) // workers):
             if indices.size == 0:
-                max_plane(v, x, i * v.h * v.w, out, i * v.oh * v.ow, row)
+                max_plane(v, x, i * v.h * v.w, out, i * v.oh * v.ow, rows[worker], halves[worker])
             else:
                 max_plane_indices(v, x, i * v.h * v.w, out, indices, i * v.oh * v.ow)
 
@@ -160,35 +179,51 @@ def divide(out, o, sums, s, count, row, columns, fixed):
 
 
 @part
-def avg_plane(v, x, plane, rows, columns, fixed, out, to, row):
+def add_columns(v, row, out, to, halves):
+    """The sum of each window's columns in the combined row."""
+    kw, sw, dw, count = v.kw, v.sw, v.dw, U(v.ow)
+    if sw == 2:
+        split(row, halves, v.ow + (kw - 1) * dw // 2)
+    cells = halves if sw == 2 else row
+    step, o = U(1 if sw == 2 else sw), U(to)
+    if kw == 1 or step != _1:
+        copy(out, to, cells, 0, step, count)
+    for j in range(1, kw):
+        s = U(tap_row(row, halves, sw, j * dw))
+        if step != _1:
+            for q in range(count):
+                out[o + q] += cells[s + q * step]
+        elif j == 1:
+            for q in range(count):
+                out[o + q] = cells[q] + cells[s + q]
+        else:
+            for q in range(count):
+                out[o + q] += cells[s + q]
+
+
+@part
+def avg_plane(v, x, plane, rows, columns, fixed, out, to, row, halves):
     """Sum over the cells inside of the image, divided."""
-    h, w, sw, dw, ow = v.h, v.w, v.sw, v.dw, v.ow
+    h, w, ow = v.h, v.w, v.ow
     zero(row, 0, row.size)
-    left, width, step = U(v.left), U(w), U(sw)
+    left, width = U(v.left), U(w)
     for y in range(v.oh):
         start = y * v.sh - v.top
         first, stop = inside(h, start, v.dh, v.kh)
-        s = U(plane + (start + first * v.dh) * w)
-        for k in range(width):
-            row[left + k] = x[s + k]
-        for i in range(first + 1, stop):
+        s, t = U(plane + (start + first * v.dh) * w), U(plane + (start + (first + 1) * v.dh) * w)
+        if first == stop:  # with dilation a window may have no cell inside
+            zero(row, v.left, w)
+        elif first + 1 == stop:
+            copy(row, v.left, x, s, 1, w)
+        else:
+            for k in range(width):
+                row[left + k] = x[s + k] + x[t + k]
+        for i in range(first + 2, stop):
             s = U(plane + (start + i * v.dh) * w)
             for k in range(width):
                 row[left + k] += x[s + k]
-        o = U(to + y * ow)
-        copy(out, to + y * ow, row, 0, sw, ow)
-        for j in range(1, v.kw):
-            gap = U(j * dw)
-            if sw == 1:
-                for q in range(U(ow)):
-                    out[o + q] += row[q + gap]
-            elif sw == 2:
-                for q in range(U(ow)):
-                    out[o + q] += row[q * _2 + gap]
-            else:
-                for q in range(U(ow)):
-                    out[o + q] += row[q * step + gap]
-        divide(out, o, out, o, U(ow), rows[y], columns, fixed)
+        add_columns(v, row, out, to + y * ow, halves)
+        divide(out, U(to + y * ow), out, U(to + y * ow), U(ow), rows[y], columns, fixed)
 
 
 @part
@@ -214,7 +249,7 @@ def avg_plane_backward(v, dout, at, rows, columns, fixed, out, plane, row):
 
 
 @Kernel
-def avg_planes(workers, windows, backward, x, rows, columns, fixed, out, scratch):
+def avg_planes(workers, windows, backward, x, rows, columns, fixed, out, scratch, halves):
     for worker in prange(workers):
         v = windows[0]
         row = scratch[worker]
@@ -223,7 +258,7 @@ def avg_planes(workers, windows, backward, x, rows, columns, fixed, out, scratch
             if backward:
                 avg_plane_backward(v, x, i * v.oh * v.ow, rows, columns, fixed, out, i * v.h * v.w, row)
             else:
-                avg_plane(v, x, i * v.h * v.w, rows, columns, fixed, out, i * v.oh * v.ow, row)
+                avg_plane(v, x, i * v.h * v.w, rows, columns, fixed, out, i * v.oh * v.ow, row, halves[worker])
 
 
 # --- entry points -----------------------------------------------------------------------------------------------------
@@ -232,19 +267,19 @@ _NO_INDICES = np.empty(0, np.int64)
 
 
 def _rows(geometry: Pool2dGeometry, more: int, workers: int, dtype: np.dtype) -> Array:
-    """A row for each worker, at least as wide as the image with the padding that windows reach, and `more`."""
+    """Two rows for each worker, at least as wide as the image with the padding that windows reach, and `more`."""
     # with ceil_mode the last window may reach beyond the padding
     reach = (geometry.out_size[1] - 1) * geometry.stride[1] + geometry.extent[1]
-    width = max(geometry.pads[1][0] + geometry.in_size[1], reach) + more
+    width = max(geometry.pads[1][0] + geometry.in_size[1], reach) + 2 + more
     line = 64 // dtype.itemsize
-    return memory.scratch_array("scratch memory", (workers, -(-width // line) * line + line), dtype)
+    return memory.scratch_array("scratch memory", (2, workers, -(-width // line) * line + line), dtype)
 
 
 def max_pool(x: Array, geometry: Pool2dGeometry, out: Array, indices: Array | None, threads: int) -> None:
     """Maximum of each window of float32 or float64 x into `out`, and its place into int64 `indices` where not None."""
     workers = usable_workers(threads)
     max_planes(workers, window(geometry), flat(x), flat(out), _NO_INDICES if indices is None else flat(indices),
-               _rows(geometry, 0, workers, x.dtype))
+               *_rows(geometry, 0, workers, x.dtype))
 
 
 def max_pool_backward(dout: Array, indices: Array, geometry: Window2dGeometry, out: Array, threads: int) -> bool:
@@ -260,5 +295,8 @@ def avg_pool(x: Array, geometry: Pool2dGeometry, rows: Array, columns: Array, fi
     The divisor of window (y, q) is ``rows[y] * columns[q]`` (float64 arrays), or `fixed` where that is not 0.
     """
     workers = usable_workers(threads)
+    divisors = {float(row * column) for row in {*rows.tolist()} for column in {*columns.tolist()}}
+    if not fixed and len(divisors) == 1:
+        fixed = divisors.pop()
     scratch = _rows(geometry, geometry.out_size[1] if backward else 0, workers, x.dtype)
-    avg_planes(workers, window(geometry), backward, flat(x), rows, columns, x.dtype.type(fixed), flat(out), scratch)
+    avg_planes(workers, window(geometry), backward, flat(x), rows, columns, x.dtype.type(fixed), flat(out), *scratch)

@@ -1,0 +1,752 @@
+"""The Numba backend beyond what runs on every backend: threads, caches, signatures, compiled code."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import platform
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from cases import CONV_CASES, CORE_CONV_CASES, POOL_CASES
+from test_threads import run_script
+
+import fastconv
+from fastconv import im2col_gemm, memory
+from fastconv.backends import Budget
+from fastconv.geometry import conv2d_geometry, pool2d_geometry, unpool2d_geometry, window2d_geometry
+from fastconv.jit import NumbaBackend
+
+needs_numba = pytest.mark.skipif(importlib.util.find_spec("numba") is None, reason="numba is not installed")
+needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
+
+LAYERS = ("omp", "workqueue", "tbb")
+
+#: A training step's worth of calls on arrays large enough for several threads.
+SOME_CALLS = """
+import numpy as np
+import fastconv
+
+rng = np.random.default_rng(0)
+x, w = rng.standard_normal((4, 8, 60, 61)).astype("f4"), rng.standard_normal((9, 8, 3, 3)).astype("f4")
+fastconv.options(backend="numba", num_threads=THREADS)
+
+def compute():
+    out = fastconv.conv2d(x, w, algorithm="direct")
+    pooled, indices = fastconv.max_pool2d(x, 2, return_indices=True)
+    return [out, *fastconv.conv2d_backward(out, x, w, algorithm="direct"), pooled,
+            fastconv.max_pool2d_backward(pooled, indices, x.shape), fastconv.avg_pool2d(x, 3), fastconv.im2col(x, 3, 3)]
+
+def same():
+    return all(np.array_equal(a, b) for a, b in zip(compute(), want, strict=True))
+
+want = compute()
+"""
+
+
+def script(text: str, threads: int = 2, **environment: str) -> str:
+    """Run SOME_CALLS and then `text` in a new interpreter; what is printed."""
+    return run_script(SOME_CALLS.replace("THREADS", str(threads)) + text, **environment)
+
+
+def layer_environment(layer: str) -> dict[str, str]:
+    """The environment for a threading layer, or skip where it is not installed."""
+    if layer not in layers_found():
+        pytest.skip(f"Numba's threading layer {layer} is not installed")
+    return {"NUMBA_THREADING_LAYER": layer, "NUMBA_NUM_THREADS": "3"}
+
+
+@lru_cache(maxsize=1)
+def layers_found() -> list[str]:
+    found = []
+    for layer in LAYERS:
+        done = subprocess.run([sys.executable, "-c", "import numba; numba.get_num_threads()"], capture_output=True,
+                              env={**os.environ, "NUMBA_THREADING_LAYER": layer}, check=False)
+        if done.returncode == 0:
+            found.append(layer)
+    return found
+
+
+# --- without Numba ----------------------------------------------------------------------------------------------------
+
+
+def test_numba_is_imported_by_the_first_call_only():
+    printed = run_script("""
+        import sys
+        import numpy as np
+        import fastconv, fastconv.jit, fastconv.nn, fastconv.cli
+
+        fastconv.options(backend="numpy")
+        fastconv.show_config()
+        fastconv.max_pool2d(np.ones((1, 1, 4, 4)), 2)
+        fastconv.plan_conv2d((1, 1, 4, 4), (1, 1, 3, 3))
+        assert not {"numba", "llvmlite"} & set(sys.modules)
+        print("not imported")
+    """)
+    assert printed.endswith("not imported\n")
+
+
+def test_where_numba_is_not_installed_the_error_says_how_to_get_it():
+    printed = run_script("""
+        import sys
+        sys.modules["numba"] = None  # what Python takes for: not there
+        import fastconv
+        for use in (lambda: fastconv.options(backend="numba"), lambda: __import__("fastconv.jit.direct")):
+            try:
+                use()
+            except ImportError as error:
+                print(error)
+        assert "numba (not available)" in fastconv.options.__init__.__globals__["configuration"]()["backends"]
+    """)
+    first, second = printed.splitlines()
+    assert "backend='numba' is not available" in first
+    assert "needs Numba" in second
+    assert all("pip install 'fastconv[numba]'" in line for line in (first, second))
+
+
+def test_the_environment_asks_for_a_backend_that_is_not_installed():
+    printed = run_script("""
+        import sys
+        sys.modules["numba"] = None
+        import fastconv
+        try:
+            fastconv.plan_conv2d((1, 1, 4, 4), (1, 1, 3, 3))
+        except ImportError as error:
+            print(error)
+    """, FASTCONV_BACKEND="numba")
+    assert re.search(r"FASTCONV_BACKEND='numba'.*pip install 'fastconv\[numba\]'", printed)
+
+
+@needs_numba
+def test_a_numba_that_is_too_old_is_an_import_error():
+    printed = run_script("""
+        import numba
+        numba.__version__ = "0.58.1"
+        import fastconv, numpy as np
+        fastconv.options(backend="numba")
+        try:
+            fastconv.max_pool2d(np.ones((1, 1, 4, 4)), 2)
+        except ImportError as error:
+            print(error)
+    """)
+    assert re.search(r"0\.59.*0\.58\.1.*pip install --upgrade", printed)
+
+
+# --- without the extension modules ------------------------------------------------------------------------------------
+
+WITHOUT_EXTENSIONS = """
+import importlib.abc, sys
+
+class Nothing(importlib.abc.MetaPathFinder):
+    def find_spec(self, name, path, target=None):
+        if name.startswith("fastconv.native._"):
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+
+sys.meta_path.insert(0, Nothing())
+"""
+
+
+@needs_numba
+def test_without_the_extension_modules_numba_is_the_default():
+    printed = run_script(WITHOUT_EXTENSIONS + """
+import numpy as np
+import fastconv
+
+x = np.random.default_rng(0).standard_normal((2, 3, 8, 9)).astype("f4")
+w = np.ones((4, 3, 3, 3), "f4")
+plan = fastconv.plan_conv2d(x.shape, w.shape, padding=1)
+print(plan.backend, plan.isa)
+from fastconv import reference
+assert np.allclose(fastconv.conv2d(x, w, padding=1), reference.conv2d(x, w, padding=1), atol=1e-5)
+fastconv.release_memory()
+fastconv.show_config()
+try:
+    fastconv.options(backend="cython")
+except ImportError as error:
+    print(error)
+""")
+    assert printed.startswith("numba None\n")
+    assert re.search(r"^isa +none: .*FASTCONV_NO_EXTENSIONS", printed, re.M)
+    assert re.search(r"^backends +cython \(not available\), numba, numpy$", printed, re.M)
+    assert "backend='cython' is not available" in printed
+
+
+def test_without_the_extension_modules_and_without_numba_numpy_is_the_default():
+    printed = run_script(WITHOUT_EXTENSIONS + """
+sys.modules["numba"] = None
+import numpy as np
+import fastconv
+print(fastconv.plan_conv2d((1, 1, 4, 4), (1, 1, 3, 3)).backend)
+print(fastconv.conv2d(np.ones((1, 1, 3, 3), "f4"), np.ones((1, 1, 3, 3), "f4")))
+""")
+    assert printed == "numpy\n[[[[9.]]]]\n"
+
+
+SETUP = Path(__file__).resolve().parent.parent / "setup.py"
+
+
+@pytest.mark.skipif(not SETUP.exists(), reason="there is no setup.py beside the tests")
+def test_a_build_without_extensions_needs_no_cython_and_no_compiler(tmp_path):
+    pytest.importorskip("setuptools")
+    text = (f"import sys; sys.modules['Cython'] = None; sys.argv = ['setup.py', '-q', 'build', '--build-base', "
+            f"{str(tmp_path)!r}, 'egg_info', '--egg-base', {str(tmp_path)!r}]; "
+            f"__file__ = {str(SETUP)!r}; exec(compile(open(__file__).read(), __file__, 'exec'))")
+
+    def build(**environment: str) -> subprocess.CompletedProcess[str]:
+        inherited = {name: value for name, value in os.environ.items() if not name.startswith("FASTCONV_")}
+        return subprocess.run([sys.executable, "-c", text], cwd=SETUP.parent, capture_output=True, text=True,
+                              env={**inherited, "CC": "no-such-compiler", **environment}, check=False)
+
+    done = build(FASTCONV_NO_EXTENSIONS="1")
+    assert done.returncode == 0, done.stderr
+    names = {path.name for path in tmp_path.rglob("*")}
+    assert {"functional.py", "direct.py"} <= names
+    assert not any(name.endswith((".so", ".pyd", ".c")) for name in names)
+    for environment in ({}, {"FASTCONV_NO_EXTENSIONS": "0"}):  # never by accident
+        assert build(**environment).returncode != 0
+
+
+# --- threads ----------------------------------------------------------------------------------------------------------
+
+
+def backend_calls(case: Any, dtype: str) -> list[tuple[str, Callable[[int], np.ndarray]]]:
+    """All convolution kernels for one case, called behind the functions that send small work to one thread."""
+    backend, rng = NumbaBackend(), np.random.default_rng(0)
+    x, weight = rng.standard_normal(case.x).astype(dtype), rng.standard_normal(case.weight).astype(dtype)
+    geometry = conv2d_geometry(case.x, case.weight, **case.arguments)
+    dout = rng.standard_normal(geometry.output_shape).astype(dtype)
+
+    def run(method: Callable[..., None], *inputs: Any, shape: tuple[int, ...]) -> Callable[[int], np.ndarray]:
+        def call(threads: int) -> np.ndarray:
+            out = np.full(shape, np.nan, dtype)
+            method(*inputs, geometry, out, Budget(threads, 0))
+            return out
+        return call
+
+    bias = rng.standard_normal(case.weight[0]).astype(dtype)
+    return [("forward", run(backend.direct_forward, x, weight, bias, True, shape=geometry.output_shape)),
+            ("backward_data", run(backend.direct_backward_data, dout, weight, shape=case.x)),
+            ("backward_weight", run(backend.direct_backward_weight, dout, x, shape=case.weight))]
+
+
+@needs_numba
+@pytest.mark.parametrize("case", CONV_CASES, ids=str)
+def test_convolutions_give_the_same_bits_with_any_number_of_workers(case):
+    for name, call in backend_calls(case, "float32"):
+        want = call(1)
+        assert not np.isnan(want).any(), name
+        for threads in (2, 3, 7):
+            assert np.array_equal(call(threads).view(np.uint8), want.view(np.uint8)), (name, threads)
+
+
+@needs_numba
+@pytest.mark.parametrize("case", CORE_CONV_CASES, ids=str)
+def test_lowering_gives_the_same_bits_with_any_number_of_workers(case):
+    backend, rng = NumbaBackend(), np.random.default_rng(0)
+    geometry = window2d_geometry(case.x, *case.window, case.dilation)
+    x = rng.standard_normal(case.x).astype("f4")
+    for layout in ("rows", "columns", "cs231n"):
+        shape = geometry.columns_shape(layout)
+        col = rng.standard_normal(shape).astype("f4")
+        got = {threads: (np.full(shape, np.nan, "f4"), np.full(case.x, np.nan, "f4")) for threads in (1, 2, 3)}
+        for threads, (columns, image) in got.items():
+            backend.im2col(x, geometry, layout, 0, columns, threads)
+            backend.col2im(col, geometry, layout, image, threads)
+            for result, want in zip((columns, image), got[1], strict=True):
+                assert np.array_equal(result, want), (layout, threads)
+                assert not np.isnan(result).any()
+
+
+@needs_numba
+@pytest.mark.parametrize("case", POOL_CASES, ids=str)
+def test_poolings_give_the_same_bits_with_any_number_of_workers(case):
+    backend, rng = NumbaBackend(), np.random.default_rng(0)
+    how = case.arguments
+    geometry = pool2d_geometry(case.x, how["kernel_size"], how["stride"], how["padding"], how["dilation"],
+                               how["ceil_mode"])
+    if geometry.empty_window:
+        pytest.skip("a window without a cell is an error")
+    x, shape = rng.standard_normal(case.x).astype("f4"), geometry.output_shape
+    dout = rng.standard_normal(shape).astype("f4")
+
+    def compute(threads: int) -> list[np.ndarray]:
+        out, searched, mean = (np.full(shape, np.nan, "f4") for _ in range(3))
+        indices = np.full(shape, -1)
+        dx, dmean = np.full(case.x, np.nan, "f4"), np.full(case.x, np.nan, "f4")
+        backend.max_pool(x, geometry, out, None, threads)
+        backend.max_pool(x, geometry, searched, indices, threads)
+        assert backend.max_pool_backward(dout, indices, unpool2d_geometry(shape, shape, case.x), dx, threads)
+        backend.avg_pool(x, geometry, True, None, mean, threads)
+        backend.avg_pool_backward(dout, geometry, False, None, dmean, threads)
+        return [out, searched, indices, dx, mean, dmean]
+
+    want = compute(1)
+    assert np.array_equal(want[0], want[1])
+    for threads in (2, 3):
+        for got, right in zip(compute(threads), want, strict=True):
+            assert np.array_equal(got.view(np.uint8), right.view(np.uint8))
+
+
+@needs_numba
+def test_one_thread_never_starts_the_pool():
+    printed = script("""
+import numba
+try:
+    numba.threading_layer()
+except ValueError:
+    print("not started")
+""", threads=1)
+    assert printed == "not started\n"
+
+
+@needs_numba
+@pytest.mark.parametrize("layer", LAYERS)
+def test_many_python_threads_at_once(layer):
+    printed = script("""
+import threading
+from concurrent.futures import ThreadPoolExecutor
+import numba
+
+start = threading.Barrier(8)
+
+def work(seed):
+    start.wait()
+    with fastconv.options(num_threads=1 + seed % 3):
+        return all(same() for _ in range(15))
+
+with ThreadPoolExecutor(8) as pool:
+    assert all(pool.map(work, range(8)))
+print(numba.threading_layer())
+""", **layer_environment(layer))
+    assert printed == f"{layer}\n"
+
+
+@needs_numba
+@needs_fork
+@pytest.mark.parametrize("layer", LAYERS)
+def test_after_fork(layer):
+    """In the thread that forked, in new threads of the child, in a grandchild. GNU OpenMP would end a parallel child."""
+    printed = script("""
+import os, sys, threading, warnings
+warnings.simplefilter("ignore", DeprecationWarning)  # of fork in a process with threads: what this is about
+
+def in_threads():
+    results = []
+    workers = [threading.Thread(target=lambda: results.append(same())) for _ in range(3)]
+    for worker in workers: worker.start()
+    for worker in workers: worker.join()
+    return results == [True] * 3
+
+def child(check):
+    pid = os.fork()
+    if pid == 0:
+        code = 1
+        try:
+            code = 0 if check() else 2
+        finally:
+            os._exit(code)
+    status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+    if status:
+        sys.exit(f"the child ended with {status}")
+
+for check in (same, in_threads, lambda: same() and in_threads(), lambda: child(in_threads) or same()):
+    child(check)
+assert same() and in_threads()
+import numba
+print(numba.threading_layer())
+""", **layer_environment(layer))
+    assert printed == f"{layer}\n"
+
+
+@needs_numba
+@needs_fork
+def test_a_child_of_a_process_without_a_pool_may_have_one():
+    printed = script("""
+import os, threading
+pid = os.fork()
+if pid == 0:
+    code = 1
+    try:
+        def work():
+            global ok
+            fastconv.options(num_threads=2)
+            ok = same()
+        worker = threading.Thread(target=work)  # the thread that forked has no threads, new ones have
+        worker.start(); worker.join()
+        import numba
+        code = 0 if ok and numba.threading_layer() else 2
+    finally:
+        os._exit(code)
+print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
+""", threads=1, NUMBA_NUM_THREADS="2")
+    assert printed == "0\n"
+
+
+@needs_numba
+def test_more_threads_than_the_pool_has():
+    printed = script("""
+import numba
+for threads in (1, 2, 3, 64, 1000):
+    with fastconv.options(num_threads=threads):
+        assert same(), threads
+assert numba.config.NUMBA_NUM_THREADS == 2 and numba.get_num_threads() == 2
+plan = fastconv.plan_conv2d(x.shape, w.shape)
+with fastconv.options(num_threads=1000):
+    assert fastconv.plan_conv2d(x.shape, w.shape).workspace_bytes == plan.workspace_bytes
+print("same")
+""", NUMBA_NUM_THREADS="2")
+    assert printed == "same\n"
+
+
+@needs_numba
+def test_the_callers_own_number_of_threads_is_put_back():
+    printed = script("""
+import numba
+numba.set_num_threads(1)
+assert same()
+assert numba.get_num_threads() == 1
+print(numba.get_num_threads())
+""", NUMBA_NUM_THREADS="3")
+    assert printed == "1\n"
+
+
+@needs_numba
+def test_python_threads_run_while_a_kernel_does():
+    """The kernels of several threads release the GIL too."""
+    from test_threads import while_it_runs
+
+    x, weight = np.ones((4, 64, 64, 64), np.float32), np.ones((64, 64, 3, 3), np.float32)
+    with fastconv.options(backend="numba"):
+        fastconv.conv2d(x, weight, algorithm="direct")
+
+    def call() -> None:
+        with fastconv.options(backend="numba", num_threads=2):
+            fastconv.conv2d(x, weight, algorithm="direct")
+
+    assert while_it_runs(call) > 0
+
+
+# --- the way from the functions to the kernels ------------------------------------------------------------------------
+
+
+@needs_numba
+def test_signatures_are_bounded():
+    """One for each dtype, whatever comes in: any memory order, read-only, byte-swapped, with and without bias."""
+    from fastconv.jit.options import KERNELS
+
+    rng = np.random.default_rng(0)
+    for dtype in ("f4", "f8"):
+        x, w = rng.standard_normal((2, 4, 9, 9)).astype(dtype), rng.standard_normal((6, 4, 3, 3)).astype(dtype)
+        frozen = x.copy()
+        frozen.flags.writeable = False
+        forms = [x, frozen, np.asfortranarray(x), x[::-1], x[..., ::-1], x.astype(">" + dtype), x[:1], x[0]]
+        for image in forms:
+            for threads in (1, 2):
+                with fastconv.options(backend="numba", num_threads=threads):
+                    for bias, activation in ((None, None), (w[:, 0, 0, 0], "relu")):
+                        out = fastconv.conv2d(image, w, bias, activation=activation, algorithm="direct")
+                    fastconv.conv2d_backward(out, image, w, algorithm="direct")
+                    fastconv.conv2d(image, w, algorithm="im2col")
+                    pooled, indices = fastconv.max_pool2d(image, 2, return_indices=True)
+                    fastconv.max_pool2d(image, 3, 1, 1)
+                    fastconv.max_pool2d_backward(pooled, indices, image.shape)
+                    fastconv.avg_pool2d_backward(fastconv.avg_pool2d(image, 2), image.shape, 2)
+                    fastconv.col2im(fastconv.im2col(image, 2, 2), image.shape, 2, 2)
+    for dtype in (np.uint8, np.float16, np.int32, np.int64, np.complex128, np.bool_):
+        with fastconv.options(backend="numba"):
+            fastconv.im2col(np.ones((1, 1, 4, 4), dtype), 2, 2)
+    seen = set()
+    for kernel in KERNELS:
+        for dispatcher in kernel.dispatchers.values():
+            assert 1 <= len(dispatcher.signatures) <= (5 if kernel.name == "im2col.gather" else 2), kernel.name
+            seen.add(kernel.name)
+    assert seen == {kernel.name for kernel in KERNELS}  # each was called by something above
+
+
+@needs_numba
+@pytest.mark.parametrize("case", CORE_CONV_CASES, ids=str)
+def test_the_plan_tells_the_scratch_that_is_used(case):
+    x, weight = np.ones(case.x, np.float32), np.ones(case.weight, np.float32)
+    how = {**case.arguments, "algorithm": "direct"}
+    with fastconv.options(backend="numba"):
+        plans = {direction: fastconv.plan_conv2d(case.x, case.weight, **how, direction=direction)
+                 for direction in ("forward", "backward_data", "backward_weight")}
+        dout = np.ones(plans["forward"].output_shape, np.float32)
+        calls = {"forward": lambda: fastconv.conv2d(x, weight, **how),
+                 "backward_data": lambda: fastconv.conv2d_backward_data(dout, weight, case.x, **how),
+                 "backward_weight": lambda: fastconv.conv2d_backward_weight(dout, x, case.weight, **how)}
+        for direction, call in calls.items():
+            call()  # small ones are made ready by their first call
+            with memory.watch_scratch() as watch:
+                call()
+            if x.size:
+                assert watch.largest == plans[direction].workspace_bytes, direction
+
+
+@needs_numba
+@pytest.mark.parametrize("case", CONV_CASES, ids=str)
+def test_both_ways_to_the_weight_gradient(case, monkeypatch, assert_accurate):
+    """The wide and the narrow kernel, each for what the other one is chosen for."""
+    from fastconv import reference
+    from fastconv.jit import direct
+
+    rng = np.random.default_rng(0)
+    geometry = conv2d_geometry(case.x, case.weight, **case.arguments)
+    x, dout = (rng.standard_normal(shape).astype(np.float32) for shape in (case.x, geometry.output_shape))
+    want = reference.conv2d_backward_weight_core(dout, x, geometry)
+    for narrow in (True, False):
+        monkeypatch.setattr(direct, "NARROW_FILTERS", 10**9 if narrow else 0)
+        monkeypatch.setattr(direct, "NARROW_BYTES", 10**9)
+        monkeypatch.setattr(direct, "plan", direct.plan.__wrapped__)  # without the plans that are kept
+        assert direct.plan("backward_weight", geometry, 4).narrow == narrow
+        out = np.full(case.weight, np.nan, np.float32)
+        assert direct.backward_weight(dout, x, geometry, out, 1)
+        assert_accurate(out, want, weight_gradient=True)
+        monkeypatch.undo()
+
+
+@needs_numba
+@pytest.mark.parametrize(("batch", "channels", "filters", "size"), [(17, 40, 9, 7), (11, 3, 530, 5), (2, 3, 70, 40)])
+def test_small_images_share_a_tile(batch, channels, filters, size, assert_accurate):
+    """Several images in one flat copy, of which the last holds fewer; more filters than a tile has columns."""
+    from fastconv import reference
+    from fastconv.jit import direct
+
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((batch, channels, size, size)).astype(np.float32)
+    weight = rng.standard_normal((filters, channels, 3, 3)).astype(np.float32)
+    geometry = conv2d_geometry(x.shape, weight.shape, padding=1)
+    images = direct.plan("forward", geometry, 4).job["images"]
+    assert images == 1 if size == 40 else images > 1 and batch % images
+    with fastconv.options(backend="numba"):
+        out = fastconv.conv2d(x, weight, padding=1, algorithm="direct")
+        dx, dw, _ = fastconv.conv2d_backward(out, x, weight, padding=1, algorithm="direct")
+    assert_accurate(out, reference.conv2d_core(x, weight, None, geometry, False))
+    assert_accurate(dx, reference.conv2d_backward_data_core(out, weight, geometry))
+    assert_accurate(dw, reference.conv2d_backward_weight_core(out, x, geometry), weight_gradient=True)
+
+
+@needs_numba
+@pytest.mark.parametrize("bad", [np.inf, -np.inf, np.nan])
+def test_what_is_not_finite_goes_another_way(bad, monkeypatch):
+    """Zeros between the rows of the flat copies would turn it into NaN; in a modest amount of memory."""
+    taken = []
+
+    def watch(name: str) -> None:
+        before = getattr(im2col_gemm, name)
+        monkeypatch.setattr(im2col_gemm, name, lambda *args: taken.append(name) or before(*args))
+
+    watch("backward_data")
+    watch("backward_weight")
+    x, weight = np.ones((1, 2, 5, 6), np.float32), np.ones((3, 2, 3, 3), np.float32)
+    dout = np.ones((1, 3, 5, 6), np.float32)
+    with fastconv.options(backend="numba"):
+        fastconv.conv2d_backward(dout, x, weight, padding=1, algorithm="direct")
+        assert taken == []
+        x[0, 1, 2, 3] = weight[1, 1, 0, 2] = bad
+        dx, dw, _ = fastconv.conv2d_backward(dout, x, weight, padding=1, algorithm="direct")
+    assert taken == ["backward_data", "backward_weight"]
+    with fastconv.options(backend="numpy"):
+        want = fastconv.conv2d_backward(dout, x, weight, padding=1, algorithm="direct")
+    np.testing.assert_array_equal(dx, want[0])
+    np.testing.assert_array_equal(dw, want[1])
+
+
+@needs_numba
+def test_a_small_call_made_ready():
+    from fastconv.jit.direct import SmallForward
+
+    rng = np.random.default_rng(0)
+    x, weight = rng.standard_normal((1, 3, 8, 8)).astype("f4"), rng.standard_normal((4, 3, 3, 3)).astype("f4")
+    bias = rng.standard_normal(4).astype("f4")
+    ready = SmallForward(conv2d_geometry(x.shape, weight.shape, padding=1), x.dtype, False, True)
+    with fastconv.options(backend="numba"):
+        want = fastconv.conv2d(x[0], weight, bias, padding=1, activation="relu")
+    np.testing.assert_array_equal(ready(x, weight, bias), want)
+    assert ready(x, weight, None).shape == (4, 8, 8)
+    for wrong in (np.asfortranarray(x), x.astype(">f4"), x.astype("f8")):
+        assert ready(wrong, weight, bias) is None
+
+
+# --- the cache on disk ------------------------------------------------------------------------------------------------
+
+STATISTICS = """
+from fastconv.jit import options, pooling
+CHANGE
+fastconv.options(backend="numba", num_threads=1)
+fastconv.max_pool2d(np.ones((1, 1, 4, 4), "f4"), 2)
+statistics = pooling.max_planes.variant(False).stats
+print(sum(statistics.cache_hits.values()), sum(statistics.cache_misses.values()))
+"""
+
+
+def cache_statistics(folder: Path, change: str = "") -> str:
+    text = "import numpy as np, fastconv\n" + STATISTICS.replace("CHANGE", change)
+    return run_script(text, NUMBA_CACHE_DIR=str(folder))
+
+
+@needs_numba
+def test_kernels_are_cached_on_disk(tmp_path):
+    assert cache_statistics(tmp_path) == "0 1\n"
+    assert any(tmp_path.rglob("*max_planes_serial*.nbc"))
+    assert cache_statistics(tmp_path) == "1 0\n"
+    # Numba looks at the file of the kernel only; here a change of any file of the folder counts
+    assert cache_statistics(tmp_path, "options._source_stamp = lambda: 'another'") == "0 1\n"
+
+
+@needs_numba
+def test_without_a_folder_for_a_cache_it_works_all_the_same():
+    printed = run_script("""
+        import numba, numpy as np, fastconv
+        from fastconv.jit import options
+        njit = numba.njit
+
+        def no_folder(*args, **flags):
+            if flags.pop("cache", False):
+                raise RuntimeError("cannot cache function: no locator available for file")
+            return njit(*args, **flags)
+
+        numba.njit = no_folder
+        fastconv.options(backend="numba", num_threads=1)
+        print(fastconv.max_pool2d(np.arange(16.0).reshape(1, 1, 4, 4), 2).tolist())
+    """)
+    assert printed == "[[[[5.0, 7.0], [13.0, 15.0]]]]\n"
+
+
+# --- compiled code ----------------------------------------------------------------------------------------------------
+
+
+def inner_loops(assembly: str) -> list[list[str]]:
+    """The instructions of each loop without another one inside, by its backward jump."""
+    loops: list[list[str]] = []
+    labels: dict[str, int] = {}
+    lines = [line.strip() for line in assembly.splitlines()]
+    for at, line in enumerate(lines):
+        if match := re.match(r"(\.?L\w+):", line):
+            labels[match.group(1)] = at
+        elif (match := re.match(r"j\w+\s+(\.?L\w+)", line)) and labels.get(match.group(1), -1) > -1:
+            body = lines[labels[match.group(1)] + 1:at]
+            if not any(re.match(r"\.?L\w+:", inside) for inside in body):
+                loops.append(body)
+    return loops
+
+
+def assembly(function: Any, *arguments: Any) -> str:
+    """What a function compiles to, without the wrappers that call it from Python."""
+    import numba
+
+    from fastconv.jit.options import FLAGS
+
+    dispatcher = numba.njit(**FLAGS)(function.py_func)  # one that is in no cache: of others there is no assembly
+    dispatcher(*arguments)
+    return dispatcher.inspect_asm(dispatcher.signatures[0]).split("_ZN7cpython")[0]
+
+
+def fused() -> bool:
+    """Does this CPU have the FMA instructions of x86-64 that the tests look for?"""
+    if importlib.util.find_spec("numba") is None or platform.machine().lower() not in ("x86_64", "amd64"):
+        return False
+    import llvmlite.binding
+
+    return bool(llvmlite.binding.get_host_cpu_features().get("fma"))
+
+
+needs_fma = pytest.mark.skipif(not fused(), reason="reads the assembly of x86-64 with FMA")
+
+
+@needs_fma
+@pytest.mark.parametrize("dtype", ["f4", "f8"])
+def test_the_tile_is_one_loop_of_24_vector_fmas(dtype):
+    from fastconv.jit import direct
+
+    a, tile, b = np.ones(24, dtype), np.zeros(direct.SUMS, dtype), np.ones(600, dtype)
+    u, offset = direct.U, np.zeros(6, np.uintp)
+    text = assembly(direct.rows4, tile, u(4), a, u(0), u(6), u(12), u(18), b, offset, u(0), u(0))
+    packed = re.compile(r"vfmadd\w+p[sd].*%[yz]mm")
+    loops = [loop for loop in inner_loops(text) if any(map(packed.match, loop))]
+    assert len(loops) == 1
+    assert sum(packed.match(line) is not None for line in loops[0]) == 24  # as in the source: nothing unrolled
+    assert len(loops[0]) <= 50
+    if "%zmm" in "".join(loops[0]):  # 32 registers: the weights live in them
+        assert not any("(%rsp" in line for line in loops[0]), "registers are spilled"
+
+
+@needs_fma
+@pytest.mark.parametrize("name", ["rows4_term", "rows1", "rows1_term", "lanes6"])
+def test_the_other_tiles_are_vectorised_too(name):
+    from fastconv.jit import direct
+
+    u = direct.U
+    a, tile, b, offset = np.ones(256, "f4"), np.zeros(direct.SUMS, "f4"), np.ones(600, "f4"), np.zeros(6, np.uintp)
+    arguments = {"rows4_term": (tile, u(4), a, u(0), u(6), u(12), u(18), b, u(0)),
+                 "rows1": (tile, u(4), a, u(0), b, offset, u(0), u(0)), "rows1_term": (tile, u(4), a, u(0), b, u(0)),
+                 "lanes6": (tile, u(0), a, u(0), b, offset, u(0), u(0))}[name]
+    assert re.search(r"vfmadd\w+ps.*%[yz]mm", assembly(getattr(direct, name), *arguments))
+
+
+@needs_fma
+def test_maxima_are_vectorised():
+    """At any of the strides, with NaN."""
+    from fastconv.jit import pooling
+
+    windows = pooling.window(pool2d_geometry((1, 1, 8, 64), 2))
+    out = np.zeros(128, "f4")
+    rows = np.zeros(80, "f4"), np.zeros(80, "f4")
+    text = assembly(pooling.max_plane, windows[0], np.ones(512, "f4"), 0, out, 0, *rows)
+    np.testing.assert_array_equal(out, 1)
+    assert sum(any(re.search(r"cmp\w*ps.*%[yz]mm", line) for line in loop) for loop in inner_loops(text)) >= 2
+
+
+# --- warm-up ----------------------------------------------------------------------------------------------------------
+
+
+@needs_numba
+def test_info_warm_up_tells_each_kernel_once(capsys):
+    from fastconv.cli import main
+    from fastconv.jit.options import KERNELS
+
+    printed = run_script("""
+        from fastconv.cli import main
+        raise SystemExit(main(["info", "--warm-up"]))
+    """, timeout=300)
+    lines = re.findall(r"^ +[\d.]+ s  (\w+\.\w+ float\d\d, .* threads?) \((?:compiled|from the cache)\)$", printed, re.M)
+    assert len(set(lines)) == len(lines)
+    assert {line.split()[0] for line in lines} == {kernel.name for kernel in KERNELS}
+    assert re.search(r"^ +[\d.]+ s  in all, \d+ compiled$", printed, re.M)
+    assert main(["info"]) == 0
+    assert "first call" not in capsys.readouterr().out
+
+
+@needs_numba
+def test_warm_up_in_a_process_that_is_warm_finds_nothing_to_do():
+    from fastconv.jit.warm_up import warm_up
+
+    list(warm_up())
+    assert list(warm_up()) == []
+
+
+@needs_numba
+def test_two_python_threads_compile_at_once():
+    printed = run_script("""
+        import threading
+        from concurrent.futures import ThreadPoolExecutor
+        import numpy as np, fastconv
+
+        fastconv.options(backend="numba", num_threads=1)
+        start = threading.Barrier(4)
+
+        def work(i):
+            start.wait()
+            return fastconv.avg_pool2d(np.full((1, 1, 4, 4), float(i)), 2)
+
+        with ThreadPoolExecutor(4) as pool:
+            print([float(out.mean()) for out in pool.map(work, range(4))])
+    """)
+    assert printed == "[0.0, 1.0, 2.0, 3.0]\n"

@@ -1,0 +1,772 @@
+"""Winograd's algorithm: its matrices, its borders and blocks, numbers that hurt it, and when it is chosen.
+
+test_conv.py runs it over all shared geometries, like any other algorithm. Here is what only Winograd can get wrong.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import fastconv
+from fastconv import dispatch, memory, native, reference
+from fastconv.backends import CythonBackend
+from fastconv.geometry import conv2d_geometry
+from fastconv.options import Settings
+
+nan, inf = np.nan, np.inf
+
+pytestmark = pytest.mark.skipif(not dispatch.algorithms("forward", "cython"), reason="needs the Cython backend")
+
+DTYPES = ("float32", "float64")
+DIRECTIONS = ("forward", "backward_data")
+MIB = 2**20
+
+every_dtype = pytest.mark.parametrize("dtype", DTYPES)
+every_direction = pytest.mark.parametrize("direction", DIRECTIONS)
+
+
+@pytest.fixture(params=native.ISAS)
+def isa(request: pytest.FixtureRequest) -> Iterator[str]:
+    """Each instruction set's kernels in turn."""
+    if request.param not in native.available_isas():
+        pytest.skip(f"this CPU cannot run {request.param}")
+    with fastconv.options(backend="cython"), native.using_isa(request.param):
+        yield request.param
+
+
+@pytest.fixture(autouse=True)
+def cython() -> Iterator[None]:
+    with fastconv.options(backend="cython"):
+        yield
+
+
+def convolve(direction: str, source: np.ndarray, weight: np.ndarray, *, x_shape: tuple[int, ...] | None = None,
+             module: Any = fastconv, bias: np.ndarray | None = None, activation: str | None = None,
+             padding: Any = 0, groups: int = 1, **how: Any) -> np.ndarray:
+    """conv2d of x, or conv2d_backward_data of dout: both are Winograd's, by one signature."""
+    if direction == "forward":
+        return module.conv2d(source, weight, bias, 1, padding, 1, groups, activation=activation, **how)
+    return module.conv2d_backward_data(source, weight, x_shape, 1, padding, 1, groups, **how)
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Arrays of one convolution in one direction, in float64."""
+
+    direction: str
+    source: np.ndarray
+    weight: np.ndarray
+    arguments: dict[str, Any]
+
+    @classmethod
+    def make(cls, rng: np.random.Generator, direction: str, x: tuple[int, ...], filters: int, padding: Any = 0,
+             groups: int = 1) -> Problem:
+        weight = (filters, x[1] // groups, 3, 3)
+        arguments: dict[str, Any] = {"padding": padding, "groups": groups}
+        shape = conv2d_geometry(x, weight, 1, padding, 1, groups).output_shape
+        if direction == "backward_data":
+            arguments["x_shape"] = x
+        else:
+            shape = x
+        return cls(direction, rng.standard_normal(shape), rng.standard_normal(weight), arguments)
+
+    def __call__(self, dtype: Any, algorithm: str = "winograd", **how: Any) -> np.ndarray:
+        return convolve(self.direction, self.source.astype(dtype), self.weight.astype(dtype), algorithm=algorithm,
+                        **{**self.arguments, **how})
+
+    def expected(self, dtype: Any, **how: Any) -> tuple[np.ndarray, np.ndarray]:
+        """What the rounded inputs give in float64, and the sums of the squares of each output's terms."""
+        source, weight = (array.astype(dtype).astype(np.float64) for array in (self.source, self.weight))
+        return (convolve(self.direction, source, weight, module=reference, **{**self.arguments, **how}),
+                convolve(self.direction, source**2, weight**2, module=reference, **self.arguments))
+
+
+# --- the matrices -----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Surd:
+    """A number p + q*sqrt(2) with rational p and q: the field that the points are in, without rounding."""
+
+    p: Fraction
+    q: Fraction = Fraction(0)
+
+    def __add__(self, other: Surd) -> Surd:
+        return Surd(self.p + other.p, self.q + other.q)
+
+    def __sub__(self, other: Surd) -> Surd:
+        return Surd(self.p - other.p, self.q - other.q)
+
+    def __mul__(self, other: Surd) -> Surd:
+        return Surd(self.p * other.p + 2 * self.q * other.q, self.p * other.q + self.q * other.p)
+
+    def __truediv__(self, other: Surd) -> Surd:
+        norm = other.p**2 - 2 * other.q**2
+        return self * Surd(other.p / norm, -other.q / norm)
+
+    def __float__(self) -> float:
+        return float(self.p) + float(self.q) * 2**0.5
+
+
+ZERO, ONE = Surd(Fraction(0)), Surd(Fraction(1))
+ROOT_HALF, ROOT_2 = Surd(Fraction(0), Fraction(1, 2)), Surd(Fraction(0), Fraction(1))
+POINTS = (ZERO, ROOT_HALF, ZERO - ROOT_HALF, ROOT_2, ZERO - ROOT_2)  # and infinity
+Matrix = list[list[Surd]]
+
+
+def product(values: list[Surd]) -> Surd:
+    result = ONE
+    for value in values:
+        result = result * value
+    return result
+
+
+def polynomial(roots: list[Surd]) -> list[Surd]:
+    """The coefficients of the product of (x - root), the lowest first."""
+    coefficients = [ONE]
+    for root in roots:
+        shifted, scaled = [ZERO, *coefficients], [*(root * c for c in coefficients), ZERO]
+        coefficients = [a - b for a, b in zip(shifted, scaled, strict=True)]
+    return coefficients
+
+
+def toom_cook() -> tuple[Matrix, Matrix, Matrix]:
+    """A', G and B' of F(4, 3), from the points alone."""
+    others = [[q for q in POINTS if q != p] for p in POINTS]
+    a = [[product([p] * i) for p in POINTS] + [ONE if i == 3 else ZERO] for i in range(4)]
+    scale = [product([p - q for q in rest]) for p, rest in zip(POINTS, others, strict=True)]
+    g = [[product([p] * i) / n for i in range(3)] for p, n in zip(POINTS, scale, strict=True)] + [[ZERO, ZERO, ONE]]
+    b = [[*polynomial(rest), ZERO] for rest in others] + [polynomial(list(POINTS))]
+    return a, g, b
+
+
+def test_the_matrices_give_a_correlation_without_any_error():
+    """A' [(G g) . (B' d)] is bilinear: it is right where it is right for each pair of a tap and a cell."""
+    a, g, b = toom_cook()
+    for tap, cell, pixel in itertools.product(range(3), range(6), range(4)):
+        terms = [a[pixel][i] * g[i][tap] * b[i][cell] for i in range(6)]
+        total = ZERO
+        for term in terms:
+            total = total + term
+        assert total == (ONE if cell == pixel + tap else ZERO)
+
+
+def test_the_coefficients_of_the_kernels():
+    """Those that winograd.h has in its code: of B' with the points' squares 1/2 and 2, and the scales of G."""
+    _, g, b = toom_cook()
+    np.testing.assert_allclose([[float(c) for c in row] for row in b], [
+        [1, 0, -2.5, 0, 1, 0], [0, -2 * 0.5**0.5, -2, 0.5**0.5, 1, 0], [0, 2 * 0.5**0.5, -2, -(0.5**0.5), 1, 0],
+        [0, -0.5 * 2**0.5, -0.5, 2**0.5, 1, 0], [0, 0.5 * 2**0.5, -0.5, -(2**0.5), 1, 0], [0, 1, 0, -2.5, 0, 1]],
+        rtol=1e-15)
+    np.testing.assert_allclose([float(row[0]) for row in g], [1, -1 / 1.5, -1 / 1.5, 1 / 6, 1 / 6, 0], rtol=1e-15)
+
+
+@every_direction
+@every_dtype
+def test_every_cell_with_every_tap(dtype, direction, isa):
+    """One tile with a single 1 in it, through each of the 9 filters with a single 1: the definition to the last digits.
+
+    The images come one by one, and 36 at a time, where each is in another lane.
+    """
+    filters = np.eye(9, dtype=dtype).reshape(9, 1, 3, 3)
+    # turned: the gradient that reaches 4x4 cells from 6x6, where the image is padded by 2 less than the whole way
+    padding = 0 if direction == "forward" else 2
+    tiles = np.eye(36, dtype=dtype).reshape(36, 1, 6, 6)
+    want = np.zeros((36, 9, 4, 4))
+    for cell, tap in itertools.product(range(36), range(9)):
+        sign = 1 if direction == "forward" else -1
+        shift = 0 if direction == "forward" else 2
+        i = cell // 6 - sign * (tap // 3) - shift
+        j = cell % 6 - sign * (tap % 3) - shift
+        if 0 <= i < 4 and 0 <= j < 4:
+            want[cell, tap, i, j] = 1
+    limit = 1e-14 if dtype == "float64" else 4e-6
+    how = {"padding": padding, "algorithm": "winograd"}
+    if direction == "backward_data":
+        filters = filters.transpose(1, 0, 2, 3)
+        how["x_shape"] = (36, 9, 4, 4)
+    got = convolve(direction, tiles, filters, **how)
+    np.testing.assert_allclose(got, want, rtol=0, atol=limit)
+    for cell in range(36):
+        if direction == "backward_data":
+            how["x_shape"] = (1, 9, 4, 4)
+        np.testing.assert_array_equal(convolve(direction, tiles[cell:cell + 1], filters, **how), got[cell:cell + 1])
+
+
+# --- borders, groups, blocks ------------------------------------------------------------------------------------------
+
+SIZES = ((3, 3), (4, 5), (5, 4), (6, 6), (7, 9), (8, 8), (9, 13), (12, 3), (3, 67), (1, 1), (2, 1), (1, 6))
+PADDINGS = (0, 1, 2, (1, 0), ((0, 1), (2, 0)), ((2, 1), (0, 2)))
+
+
+@every_direction
+@every_dtype
+@pytest.mark.parametrize("padding", PADDINGS, ids=str)
+def test_sizes_and_paddings(padding, dtype, direction, isa, rng, poisoned, assert_accurate):
+    """Tiles over every border, from arrays that lie among NaN, into arrays beside which nothing may change."""
+    tried = 0
+    for height, width in SIZES:
+        try:
+            problem = Problem.make(rng, direction, (2, 3, height, width), 5, padding)
+        except ValueError:  # smaller than the filter
+            continue
+        tried += 1
+        source, weight = (poisoned.place(a.astype(dtype)) for a in (problem.source, problem.weight))
+        want, spread = problem.expected(dtype)
+        out = poisoned(want.shape, dtype)
+        got = convolve(direction, source, weight, algorithm="winograd", out=out, **problem.arguments)
+        assert got is out
+        assert_accurate(got, want, spread, algorithm="winograd")
+    assert tried >= 8
+
+
+@pytest.mark.parametrize("padding", [3, 5, ((6, 0), (0, 9)), "full", "same"], ids=str)
+@every_dtype
+def test_wide_padding_forward(padding, dtype, isa, rng, assert_accurate):
+    for size in ((3, 4), (7, 18)):
+        problem = Problem.make(rng, "forward", (2, 2, *size), 3, padding)
+        assert_accurate(problem(dtype), *problem.expected(dtype), algorithm="winograd")
+
+
+@dataclass(frozen=True)
+class Blocks:
+    """A geometry that is there for how its tiles, channels and filters are cut."""
+
+    id: str
+    x: tuple[int, ...]
+    filters: int
+    padding: Any = 1
+    groups: int = 1
+
+    def __str__(self) -> str:
+        return self.id
+
+
+#: Blocks are of 64 tiles and of about 48 filters; the input is transformed 16 channels at a time.
+BLOCKS = (
+    Blocks("images-share-blocks", (33, 5, 7, 6), 7),
+    Blocks("images-share-vectors", (50, 3, 3, 3), 5, 0),
+    Blocks("one-tile-images", (70, 2, 4, 4), 3),
+    Blocks("rows-longer-than-blocks", (1, 2, 6, 270), 3),
+    Blocks("rows-longer-than-vectors", (2, 3, 9, 77), 13, ((0, 1), (2, 1))),
+    Blocks("many-blocks", (5, 8, 45, 45), 9),
+    Blocks("many-filters", (1, 5, 11, 10), 131),
+    Blocks("many-channels", (2, 131, 6, 7), 10, 2),
+    Blocks("groups3", (3, 15, 9, 10), 21, 1, 3),
+    Blocks("depthwise", (2, 7, 9, 10), 14, 1, 7),
+    Blocks("batch1", (1, 20, 14, 14), 50),
+    Blocks("batch0", (0, 3, 6, 7), 4),
+)
+
+
+@every_direction
+@every_dtype
+@pytest.mark.parametrize("case", BLOCKS, ids=str)
+def test_blocks(case, dtype, direction, isa, rng, assert_accurate):
+    problem = Problem.make(rng, direction, case.x, case.filters, case.padding, case.groups)
+    assert_accurate(problem(dtype), *problem.expected(dtype), algorithm="winograd")
+
+
+@every_direction
+@every_dtype
+@pytest.mark.parametrize("threads", [1, 3])
+def test_nothing_is_recomputed_without_need(threads, dtype, direction, isa, rng, monkeypatch):
+    """Lanes without a tile must not look spoiled by what is left in scratch: that is slow, and other bits each time."""
+    def refuse(*ignored: Any) -> None:
+        raise AssertionError("finite numbers were computed by the direct algorithm")
+
+    for operation in DIRECTIONS:
+        monkeypatch.setattr(CythonBackend, f"direct_{operation}", refuse)
+    with fastconv.options(num_threads=threads):
+        for case in BLOCKS:
+            problem = Problem.make(rng, direction, case.x, case.filters, case.padding, case.groups)
+            plan = fastconv.plan_conv2d(case.x, problem.weight.shape, 1, case.padding, 1, case.groups, dtype=dtype,
+                                        direction=direction, algorithm="winograd")
+            memory.scratch(plan.workspace_bytes).fill(0xFF)  # NaN
+            assert np.isfinite(problem(dtype)).all()
+
+
+@every_dtype
+@pytest.mark.parametrize("activation", [None, "relu"])
+def test_bias_and_relu(dtype, activation, isa, rng, assert_accurate):
+    """The bias of each group's own filters, in blocks of filters other than the first too."""
+    for x, filters, groups in (((2, 6, 9, 7), 10, 2), ((1, 3, 6, 6), 101, 1)):
+        problem = Problem.make(rng, "forward", x, filters, 1, groups)
+        bias = (5 * rng.standard_normal(filters)).astype(dtype)
+        want, spread = problem.expected(dtype, bias=bias.astype(np.float64), activation=activation)
+        got = problem(dtype, bias=bias, activation=activation)
+        assert_accurate(got, want, spread, algorithm="winograd")
+        if activation:
+            assert (got == 0).any()
+            assert (got >= 0).all()
+
+
+#: K*C filters of 36 values: at most 12 MiB of them are transformed once for a call.
+FILTERS = {"float32": ((290, 301), (300, 292)), "float64": ((200, 218), (209, 210))}
+
+
+@every_direction
+@every_dtype
+@pytest.mark.parametrize("kept", [True, False], ids=["kept", "transformed-block-by-block"])
+def test_filters_kept_and_not_kept(kept, dtype, direction, isa, rng, assert_accurate):
+    filters, channels = FILTERS[dtype][0 if kept else 1]
+    nbytes = 36 * filters * channels * np.dtype(dtype).itemsize
+    assert (nbytes <= 12 * MIB) == kept
+    for x in ((1, channels, 3, 5), (3, channels, 7, 6)):  # one block of tiles
+        problem = Problem.make(rng, direction, x, filters, 1)
+        plan = fastconv.plan_conv2d(x, problem.weight.shape, 1, 1, dtype=dtype, direction=direction,
+                                    algorithm="winograd")
+        assert (plan.workspace_bytes >= nbytes) == kept
+        assert_accurate(problem(dtype), *problem.expected(dtype), algorithm="winograd")
+
+
+@every_direction
+@every_dtype
+@pytest.mark.parametrize("case", [
+    Blocks("each-thread-has-blocks", (5, 8, 45, 45), 9),  # 12 blocks of tiles
+    Blocks("threads-share-a-block", (1, 40, 14, 14), 70),  # one block, filters kept
+    Blocks("threads-share-five-blocks", (2, 12, 49, 49), 100, 1, 2),
+    Blocks("filters-not-kept", (1, 301, 5, 8), 300),
+    Blocks("filters-not-kept-many-blocks", (3, 210, 17, 23), 420)], ids=str)
+def test_the_same_bits_for_any_number_of_threads(case, dtype, direction, isa, rng, assert_accurate):
+    problem = Problem.make(rng, direction, case.x, case.filters, case.padding, case.groups)
+    results = {}
+    for threads in (1, 2, 3, 5):
+        with fastconv.options(num_threads=threads):
+            results[threads] = problem(dtype)
+    assert fastconv.plan_conv2d(case.x, problem.weight.shape, 1, 1, 1, case.groups).flops > dispatch.SERIAL_FLOPS
+    assert_accurate(results[1], *problem.expected(dtype), algorithm="winograd")
+    for threads, result in results.items():
+        np.testing.assert_array_equal(result.view(np.uint8), results[1].view(np.uint8), err_msg=f"{threads} threads")
+
+
+@every_direction
+def test_a_tile_does_not_depend_on_its_neighbours(direction, isa, rng):
+    """The same image has the same bits wherever in a batch, and so in whichever lanes, it is."""
+    problem = Problem.make(rng, direction, (1, 6, 7, 10), 8, 1)
+    want = problem("float32")
+    arguments = dict(problem.arguments)
+    for batch, place in ((2, 1), (9, 3), (30, 29)):
+        source = rng.standard_normal((batch, *problem.source.shape[1:]))
+        source[place] = problem.source[0]
+        if direction == "backward_data":
+            arguments["x_shape"] = (batch, 6, 7, 10)
+        got = Problem(direction, source, problem.weight, arguments)("float32")
+        np.testing.assert_array_equal(got[place], want[0])
+
+
+GUARDED = """
+import ctypes, mmap, sys
+import numpy as np, fastconv
+from fastconv import native
+
+libc = ctypes.CDLL(None, use_errno=True)
+libc.mprotect.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
+page = mmap.PAGESIZE
+
+def guarded(array, at_end):
+    # between two pages that cannot be read, right before the one or right behind the other
+    inside = -(-array.nbytes // page) * page
+    area = mmap.mmap(-1, inside + 2 * page)
+    bytes_ = np.frombuffer(area, np.uint8)
+    start = page + (inside - array.nbytes if at_end else 0)
+    copy = bytes_[start:start + array.nbytes].view(array.dtype).reshape(array.shape)
+    copy[...] = array
+    for guard in (bytes_.ctypes.data, bytes_.ctypes.data + page + inside):
+        assert libc.mprotect(guard, page, 0) == 0
+    return copy
+
+rng = np.random.default_rng(0)
+with fastconv.options(num_threads=2), native.using_isa(sys.argv[1]):
+    for dtype in ("float32", "float64"):
+        for x, filters, padding in (((2, 3, 9, 10), 5, 1), ((1, 16, 6, 6), 16, 0), ((3, 17, 5, 33), 33, 2),
+                                    ((1, 8, 4, 67), 8, ((0, 1), (2, 1))), ((33, 2, 5, 6), 1, 1)):
+            weight = rng.standard_normal((filters, x[1], 3, 3)).astype(dtype)
+            image = rng.standard_normal(x).astype(dtype)
+            dout = np.ones(fastconv.plan_conv2d(x, weight.shape, padding=padding).output_shape, dtype)
+            for end in (False, True):
+                a, w, d, out = (guarded(array, end) for array in (image, weight, dout, dout))
+                fastconv.conv2d(a, w, None, 1, padding, algorithm="winograd", out=out)
+                fastconv.conv2d_backward_data(d, w, x, 1, padding, algorithm="winograd", out=a)
+                print("done", flush=True)
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="uses Linux's mprotect")
+def test_nothing_beside_the_arrays_is_touched(isa):
+    """Vectors that reach beyond an array must be neither read nor written: it may end where the memory does."""
+    root = Path(fastconv.__file__).parent.parent
+    run = subprocess.run([sys.executable, "-X", "faulthandler", "-c", GUARDED, isa], cwd=root, capture_output=True,
+                         text=True, timeout=120, check=False, env={**os.environ, "FASTCONV_BACKEND": "cython"})
+    assert (run.stdout.count("done"), run.returncode) == (20, 0), run.stderr
+
+
+def test_float16_and_packed_weights(rng, isa, assert_accurate):
+    problem = Problem.make(rng, "forward", (2, 9, 10, 11), 12, 1)
+    got = problem("float16")
+    assert got.dtype == np.float16
+    assert_accurate(got, *problem.expected("float16"), algorithm="winograd")
+    weight = problem.weight.astype("float32")
+    packed = fastconv.pack_weight(weight, (2, 9, 10, 11), 1, 1, algorithm="winograd")
+    assert packed.algorithm == "winograd"
+    np.testing.assert_array_equal(fastconv.conv2d(problem.source.astype("float32"), packed, None, 1, 1),
+                                  problem("float32"))
+
+
+# --- trust: what is not finite (rule 13) ------------------------------------------------------------------------------
+
+
+def assert_same_as_direct(problem: Problem, dtype: str, **how: Any) -> np.ndarray:
+    """NaN, inf and -inf in the same cells, and in the others the same numbers but for rounding."""
+    with np.errstate(all="ignore"):
+        want, got = problem(dtype, "direct", **how), problem(dtype, **how)
+    for what in (np.isnan, np.isposinf, np.isneginf):
+        np.testing.assert_array_equal(what(got), what(want), err_msg=what.__name__)
+    finite = np.isfinite(want)
+    if finite.any():
+        scale = np.abs(want[finite]).max()
+        limit = 1e-5 if dtype == "float32" else 1e-12
+        assert np.abs(got[finite] / 2 - want[finite] / 2).max() <= limit * scale
+    return want
+
+
+def with_cells(array: np.ndarray, cells: dict[tuple[int, ...], float]) -> np.ndarray:
+    changed = array.copy()
+    for cell, value in cells.items():
+        changed[cell] = value
+    return changed
+
+
+@every_direction
+@every_dtype
+@pytest.mark.parametrize("value", [nan, inf, -inf], ids=str)
+def test_one_cell_that_is_not_finite(value, dtype, direction, isa, rng):
+    """In each row and column of a tile, in the first and last image, next to borders and in a tile's middle."""
+    problem = Problem.make(rng, direction, (3, 4, 9, 10), 5, 1)
+    n, c, h, w = problem.source.shape
+    cells = [(0, 0, 0, 0), (n - 1, c - 1, h - 1, w - 1), (0, c - 1, h - 1, 0), (n - 1, 0, 0, w - 1),
+             *((i % n, i % c, i % h, (i + 3) % w) for i in range(9))]
+    for cell in cells:
+        spoiled = Problem(direction, with_cells(problem.source, {cell: value}), problem.weight, problem.arguments)
+        want = assert_same_as_direct(spoiled, dtype)
+        seen = np.count_nonzero(~np.isfinite(want)) / want.shape[1]
+        assert 4 <= seen <= 9  # the definition's cells and no others
+
+
+@every_direction
+@every_dtype
+@pytest.mark.parametrize("value", [nan, inf, -inf], ids=str)
+def test_one_weight_that_is_not_finite(value, dtype, direction, isa, rng):
+    """Every tap: over padding an infinite one gives NaN forward, and nothing at all backward (rule 3)."""
+    problem = Problem.make(rng, direction, (2, 4, 6, 7), 5, 1)
+    for i in range(9):
+        weight = with_cells(problem.weight, {(i % 5, i % 4, i // 3, i % 3): value})
+        want = assert_same_as_direct(Problem(direction, problem.source, weight, problem.arguments), dtype)
+        assert 0 < np.count_nonzero(np.isfinite(want)) < want.size
+
+
+@every_dtype
+def test_a_weight_that_is_not_finite_where_filters_are_not_kept(dtype, isa, rng):
+    filters, channels = FILTERS[dtype][1]
+    problem = Problem.make(rng, "forward", (1, channels, 3, 5), filters, 1)
+    weight = with_cells(problem.weight, {(filters - 1, channels - 1, 2, 0): inf})
+    assert_same_as_direct(Problem("forward", problem.source, weight, problem.arguments), dtype)
+
+
+@every_dtype
+@pytest.mark.parametrize("threads", [1, 3])
+def test_one_spoiled_cell_among_many_blocks(dtype, threads, isa, rng):
+    """Whichever thread finds it: in the first block, in one in the middle, and in the last."""
+    problem = Problem.make(rng, "forward", (5, 8, 45, 45), 9, 1)
+    with fastconv.options(num_threads=threads):
+        for cell in ((0, 7, 0, 0), (2, 3, 22, 22), (4, 0, 44, 44)):
+            assert_same_as_direct(Problem("forward", with_cells(problem.source, {cell: inf}), problem.weight,
+                                          problem.arguments), dtype)
+
+
+@every_dtype
+def test_relu_does_not_hide_what_is_not_finite(dtype, isa, rng):
+    """An infinity turns a whole tile into NaN or -inf: ReLU would make zeros of the latter, and they were numbers."""
+    problem = Problem.make(rng, "forward", (1, 2, 9, 9), 3, 1)
+    weight = np.abs(problem.weight) + 0.1
+    for value in (nan, inf, -inf):
+        spoiled = Problem("forward", with_cells(np.abs(problem.source), {(0, 1, 4, 4): value}), weight,
+                          problem.arguments)
+        want = assert_same_as_direct(spoiled, dtype, activation="relu")
+        assert np.count_nonzero(want == 0) == (27 if value == -inf else 0)
+    # finite cells of a tile with nothing but overflow to -inf beside them
+    largest = float(np.finfo(dtype).max)
+    down = Problem("forward", np.full((1, 1, 4, 4), -largest), np.ones((1, 1, 3, 3)), problem.arguments)
+    assert (assert_same_as_direct(down, dtype, activation="relu") == 0).all()
+
+
+@every_dtype
+@pytest.mark.parametrize("value", [nan, inf, -inf], ids=str)
+def test_a_bias_that_is_not_finite(value, dtype, isa, rng):
+    problem = Problem.make(rng, "forward", (2, 3, 6, 7), 8, 1)
+    bias = with_cells(rng.standard_normal(8), {(6,): value}).astype(dtype)
+    for activation in (None, "relu"):
+        want = assert_same_as_direct(problem, dtype, bias=bias, activation=activation)
+        assert np.isfinite(want[:, :6]).all()
+
+
+@every_direction
+@every_dtype
+@pytest.mark.parametrize("where", ["source", "weight"])
+def test_numbers_so_large_that_only_the_transforms_overflow(where, dtype, direction, isa, rng):
+    """Finite inputs, finite results: the transforms add up more than the definition does, and are noticed."""
+    largest = float(np.finfo(dtype).max)
+    problem = Problem.make(rng, direction, (2, 1, 9, 10), 1, 1)
+    signs = np.where(np.arange(problem.source.size).reshape(problem.source.shape) % 2, -1.0, 1.0)
+    middle = np.zeros((1, 1, 3, 3))
+    middle[..., 1, 1] = 0.75  # a single tap: no sums in the definition
+    if where == "source":
+        problem = Problem(direction, 0.9 * largest * signs, middle, problem.arguments)
+    else:
+        alternating = np.where(np.arange(9).reshape(1, 1, 3, 3) % 2, -0.9, 0.9) * largest
+        problem = Problem(direction, problem.source * 1e-3, alternating, problem.arguments)
+    want = assert_same_as_direct(problem, dtype)
+    assert np.isfinite(want).all()
+
+
+@every_dtype
+def test_overflow_anywhere_on_the_way(dtype, isa, rng):
+    """Numbers on the brink, so that it is now one transform and now another that overflows, to inf, to -inf or to NaN.
+
+    In the output transform it may be to -inf alone, which ReLU would make zeros of.
+    """
+    largest = float(np.finfo(dtype).max)
+    recomputed = hidden = 0
+    for i in range(400):
+        problem = Problem.make(rng, "forward", (1, 1, 6, 6), 1)
+        size = largest / 10 ** rng.uniform(0, 2)
+        problem = Problem("forward", problem.source / np.abs(problem.source).max() * size, problem.weight, {})
+        want = assert_same_as_direct(problem, dtype, activation="relu" if i % 4 else None)
+        recomputed += bool((problem(dtype, activation="relu") == problem(dtype, "direct", activation="relu")).all())
+        hidden += bool(np.isfinite(want).all() and (want > 0).any())
+    assert 20 < recomputed < 380  # some overflow, some do not
+    assert hidden > 100
+
+
+@every_dtype
+def test_sums_that_overflow_in_the_definition_too(dtype, isa, rng):
+    largest = float(np.finfo(dtype).max)
+    problem = Problem.make(rng, "forward", (1, 3, 9, 9), 4, 1)
+    source = with_cells(problem.source, {(0, 1, 4, 5): largest})
+    want = assert_same_as_direct(Problem("forward", source, 3 * problem.weight, problem.arguments), dtype)
+    assert np.isinf(want).any()
+    assert np.isfinite(want).any()
+
+
+def test_what_is_not_finite_keeps_to_itself_in_a_given_out(rng, isa, poisoned):
+    """An `out` is filled anew after Winograd has written to it, and nothing beside it."""
+    problem = Problem.make(rng, "forward", (1, 2, 7, 7), 3, 1)
+    source = poisoned.place(with_cells(problem.source, {(0, 0, 0, 0): inf}).astype("float32"))
+    weight = poisoned.place(problem.weight.astype("float32"))
+    out = poisoned((1, 3, 7, 7), "float32", "spread")
+    fastconv.conv2d(source, weight, None, 1, 1, algorithm="winograd", out=out)
+    np.testing.assert_array_equal(out, fastconv.conv2d(source, weight, None, 1, 1, algorithm="direct"))
+
+
+# --- trust: errors on inputs that hurt (rule 14) ----------------------------------------------------------------------
+
+LAPLACIAN = np.array([[0, 1, 0], [1, -4, 1], [0, 1, 0]], float)
+PAINFUL: dict[str, Callable[[np.random.Generator, np.ndarray], np.ndarray]] = {
+    "mean-1000": lambda rng, x: 1000 + x,
+    "mean-minus-1e6": lambda rng, x: -1e6 + x,
+    "constant": lambda rng, x: np.full_like(x, 1000.1),
+    "wide-range": lambda rng, x: x * 10 ** rng.uniform(-6, 6, x.shape),
+    "wide-range-of-channels": lambda rng, x: x * 10 ** rng.uniform(-8, 8, (1, x.shape[1], 1, 1)),
+    "checkerboard": lambda rng, x: np.where(np.add.outer(np.arange(x.shape[2]), np.arange(x.shape[3])) % 2, 3.3, -3.3)
+    + 0 * x,
+    "one-cell": lambda rng, x: np.where(np.arange(x.size).reshape(x.shape) == x.size // 2, 7.7, 0.0),
+    "ramp": lambda rng, x: np.arange(x.size, dtype=float).reshape(x.shape) / 7,
+    "large": lambda rng, x: x * 1e30,
+    "small": lambda rng, x: x * 1e-30,
+}
+
+
+@every_direction
+@every_dtype
+@pytest.mark.parametrize("kind", PAINFUL)
+def test_errors_on_inputs_that_hurt(kind, dtype, direction, isa, rng, assert_accurate):
+    problem = Problem.make(rng, direction, (2, 17, 13, 14), 9, 1)
+    problem = Problem(direction, PAINFUL[kind](rng, problem.source), problem.weight, problem.arguments)
+    assert_accurate(problem(dtype), *problem.expected(dtype), algorithm="winograd")
+
+
+@every_dtype
+def test_a_laplacian_of_a_constant_image(dtype, isa, rng, assert_accurate):
+    """All of the output cancels: what is left is error, which is measured against the terms."""
+    problem = Problem("forward", np.full((1, 3, 12, 12), 1000.1), np.broadcast_to(LAPLACIAN, (2, 3, 3, 3)).copy(),
+                      {"padding": 0})
+    want, spread = problem.expected(dtype)
+    assert np.abs(want).max() < 1e-9 * np.sqrt(spread.max())
+    assert_accurate(problem(dtype), want, spread, algorithm="winograd")
+
+
+@every_direction
+def test_512_channels(direction, isa, rng, assert_accurate):
+    """The bound of rule 14 for the largest error, and one for the mean error, which tells the points apart."""
+    problem = Problem.make(rng, direction, (1, 512, 14, 13), 32, 1) if direction == "forward" else \
+        Problem.make(rng, direction, (1, 32, 14, 13), 512, 1)
+    want, _ = problem.expected("float32")
+    got = problem("float32")
+    assert_accurate(got, want, algorithm="winograd")  # against the largest output, without the terms
+    assert np.sqrt(np.mean((got - want) ** 2) / np.mean(want**2)) <= RMS_ERROR
+    assert_accurate(problem("float64"), problem.expected("float64")[0], algorithm="winograd")
+
+
+#: Root of the mean squared error over that of the output, with 512 channels of normal data in float32. It is 1.5e-6
+#: with the points of winograd.h; with 0, +-1, +-2 as with 0, +-1, +-1/2 the transforms alone make it 2.8e-6.
+RMS_ERROR = 2e-6
+
+
+@every_direction
+def test_denormals(direction, isa, rng):
+    """Outputs are denormal or nearly so: the error bound is still kept, and nothing is flushed to zero."""
+    problem = Problem.make(rng, direction, (2, 16, 9, 10), 8, 1)
+    for scale in (1e-37, 1e-38, 1e-39):
+        small = Problem(direction, problem.source * scale, problem.weight, problem.arguments)
+        want, spread = small.expected("float32")
+        assert np.abs(small("float32") - want).max() <= 1e-5 * max(np.abs(want).max(), np.sqrt(spread.max()))
+    tiny = Problem(direction, np.full_like(problem.source, 1e-42), np.ones_like(problem.weight), problem.arguments)
+    got = tiny("float32")
+    np.testing.assert_allclose(got, tiny.expected("float32")[0], rtol=0.02)
+    assert (got > 0).all()
+
+
+# --- the choice -------------------------------------------------------------------------------------------------------
+
+
+def test_strict_never_uses_it(rng):
+    x, weight = rng.standard_normal((4, 64, 28, 28)).astype("float32"), np.ones((64, 64, 3, 3), "float32")
+    dout = x
+    for direction in DIRECTIONS:
+        how: dict[str, Any] = {"padding": 1, "direction": direction}
+        assert fastconv.plan_conv2d(x.shape, weight.shape, **how).algorithm == "winograd"
+        with fastconv.options(accuracy="strict"):
+            plan = fastconv.plan_conv2d(x.shape, weight.shape, **how)
+            assert plan.algorithm != "winograd"
+            reasons = {candidate.algorithm: candidate.reason for candidate in plan.candidates}
+            assert "strict" in reasons["winograd"]
+            with pytest.raises(ValueError, match=r"winograd.*strict"):
+                fastconv.plan_conv2d(x.shape, weight.shape, **how, algorithm="winograd")
+    # the reference's rule is tighter than what Winograd reaches
+    with fastconv.options(accuracy="strict"):
+        np.testing.assert_array_equal(fastconv.conv2d(x, weight, None, 1, 1),
+                                      fastconv.conv2d(x, weight, None, 1, 1, algorithm=plan_of(x, weight)))
+        for call in (lambda: fastconv.conv2d(x, weight, None, 1, 1, algorithm="winograd"),
+                     lambda: fastconv.conv2d_backward_data(dout, weight, x.shape, 1, 1, algorithm="winograd"),
+                     lambda: fastconv.conv2d_backward(dout, x, weight, 1, 1, need=("dx",), algorithm="winograd"),
+                     lambda: fastconv.pack_weight(weight, x.shape, 1, 1, algorithm="winograd")):
+            with pytest.raises(ValueError, match=r"winograd.*strict"):
+                call()
+
+
+def plan_of(x: np.ndarray, weight: np.ndarray) -> str:
+    return fastconv.plan_conv2d(x.shape, weight.shape, padding=1).algorithm
+
+
+@pytest.mark.parametrize(("weight", "how"), [
+    ((4, 4, 1, 1), {}), ((4, 4, 2, 2), {}), ((4, 4, 3, 1), {}), ((4, 4, 1, 3), {}), ((4, 4, 7, 7), {}),
+    ((4, 4, 3, 3), {"stride": 2}), ((4, 4, 3, 3), {"stride": (1, 2)}), ((4, 4, 3, 3), {"dilation": 2}),
+    ((4, 4, 3, 3), {"dilation": (2, 1)})], ids=str)
+def test_what_it_cannot_do_is_refused_by_name(weight, how):
+    x, filters = np.ones((1, 4, 12, 12), "float32"), np.ones(weight, "float32")
+    out = fastconv.conv2d(x, filters, **how)
+    for direction in DIRECTIONS:
+        plan = fastconv.plan_conv2d(x.shape, weight, **how, direction=direction)
+        assert "winograd" not in {candidate.algorithm for candidate in plan.candidates}
+        with pytest.raises(NotImplementedError, match="winograd"):
+            fastconv.plan_conv2d(x.shape, weight, **how, direction=direction, algorithm="winograd")
+    with pytest.raises(NotImplementedError, match="winograd"):
+        fastconv.conv2d(x, filters, **how, algorithm="winograd")
+    with pytest.raises(NotImplementedError, match="winograd"):
+        fastconv.conv2d_backward_data(out, filters, x.shape, **how, algorithm="winograd")
+
+
+def test_backends_and_dtypes_without_it_refuse_it():
+    x, weight = np.ones((1, 2, 6, 6)), np.ones((3, 2, 3, 3))
+    for dtype in ("int32", "complex64", "longdouble"):
+        with pytest.raises(NotImplementedError, match="winograd"):
+            fastconv.conv2d(x.astype(dtype), weight.astype(dtype), algorithm="winograd")
+    for backend in dispatch.BACKENDS:
+        if "winograd" not in dispatch.algorithms("forward", backend):
+            with pytest.raises(NotImplementedError, match="winograd"):
+                dispatch.select("forward", conv2d_geometry(x.shape, weight.shape), np.dtype("float32"),
+                                Settings(backend=backend, accuracy="standard"), "winograd")
+
+
+#: Of DESIGN's rows and around them: x, filters, whether Winograd is to be taken.
+CHOICES = (
+    ((8, 64, 56, 56), 64, True), ((1, 64, 56, 56), 64, True), ((4, 64, 224, 224), 64, True),
+    ((4, 256, 56, 56), 256, True), ((4, 512, 14, 14), 512, True), ((8, 512, 7, 7), 512, True),
+    ((8, 16, 56, 56), 16, True),
+    ((1, 512, 7, 7), 512, False), ((1, 8, 2, 2), 8, False), ((1, 1, 5, 5), 1, False), ((1, 64, 1, 1), 64, False))
+
+
+@every_direction
+@pytest.mark.parametrize(("x", "filters", "taken"), CHOICES, ids=str)
+def test_the_choice_and_its_reason(x, filters, taken, direction):
+    """A pure function of the geometry: not of what was chosen before, nor of the number of threads."""
+    weight = (filters, x[1], 3, 3)
+    geometry = conv2d_geometry(x, weight, padding=1)
+    settings = Settings(backend="cython", accuracy="standard")
+    arguments = (direction, geometry, np.dtype("float32"), settings)
+    plan = dispatch.select(*arguments)
+    assert (plan.algorithm == "winograd") == taken
+    for threads in (1, 2, 3, 64):
+        again = dispatch.select(*arguments, threads=threads)
+        assert again.algorithm == plan.algorithm
+        assert [(c.algorithm, c.reason) for c in again.candidates] == [(c.algorithm, c.reason) for c in plan.candidates]
+    with fastconv.options(workspace_limit=0, accuracy="strict"):  # not its arguments
+        assert dispatch.select(*arguments) == plan
+    reasons = {candidate.algorithm: candidate.reason for candidate in plan.candidates}
+    figure = f"{dispatch.estimate('winograd', direction, geometry):.2f}"
+    assert figure in reasons["winograd"]
+    assert ("the least" in reasons["winograd"]) == taken
+    if taken:
+        for name in {"direct", "implicit_gemm"} & set(reasons):
+            assert f"winograd at {figure}" in reasons[name]
+    asked = dispatch.select(*arguments, algorithm="winograd")
+    assert {c.algorithm: c.reason for c in asked.candidates}["winograd"] == "asked for"
+
+
+@every_direction
+@pytest.mark.parametrize(("x", "filters", "taken"), CHOICES, ids=str)
+def test_scratch_is_bounded(x, filters, taken, direction):
+    """At most 16 MB for each thread, of any batch size."""
+    for batch, threads in itertools.product((x[0], 1000), (1, 2, 8)):
+        geometry = conv2d_geometry((batch, *x[1:]), (filters, x[1], 3, 3), padding=1)
+        plan = dispatch.select(direction, geometry, np.dtype("float32"),
+                               Settings(backend="cython", accuracy="standard"), "winograd", threads)
+        assert plan.workspace_bytes <= 16_000_000 * threads
+
+
+def test_a_workspace_limit_is_obeyed(rng):
+    x, weight = (rng.standard_normal(shape).astype("float32") for shape in ((2, 32, 30, 30), (32, 32, 3, 3)))
+    needs = fastconv.plan_conv2d(x.shape, weight.shape, 1, 1, algorithm="winograd").workspace_bytes
+    with fastconv.options(num_threads=1):
+        alone = fastconv.plan_conv2d(x.shape, weight.shape, 1, 1, algorithm="winograd").workspace_bytes
+    assert alone <= needs
+    with fastconv.options(workspace_limit=alone - 1):
+        assert plan_of(x, weight) != "winograd"
+        with pytest.raises(MemoryError, match=rf"winograd.*{alone:,}.*{alone - 1:,}"):
+            fastconv.conv2d(x, weight, None, 1, 1, algorithm="winograd")
+    with fastconv.options(workspace_limit=alone, num_threads=5):
+        plan = fastconv.plan_conv2d(x.shape, weight.shape, 1, 1, algorithm="winograd")
+        assert plan.workspace_bytes <= alone
+        limited = fastconv.conv2d(x, weight, None, 1, 1, algorithm="winograd")
+    np.testing.assert_array_equal(limited, fastconv.conv2d(x, weight, None, 1, 1, algorithm="winograd"))
