@@ -4,7 +4,7 @@ What is not the build of extensions is in pyproject.toml. Environment:
 
 FASTCONV_WERROR=1         compiler warnings are errors (CI)
 FASTCONV_SANITIZE=1       AddressSanitizer and UndefinedBehaviorSanitizer
-FASTCONV_NO_EXTENSIONS=1  no extension modules: for machines without a compiler, with Numba or NumPy alone as the backend
+FASTCONV_NO_EXTENSIONS=1  no extension modules, for machines without a compiler: Numba or NumPy is the backend
 """
 
 from __future__ import annotations

@@ -103,6 +103,7 @@ def _contenders(job: Job, patterns: list[str] | None) -> list[str]:
 # --- the measuring ----------------------------------------------------------------------------------------------------
 
 _rows = pytest.StashKey[dict[Job, rows.Row]]()
+_compared = pytest.StashKey[list[dict[str, Any]]]()
 
 
 @pytest.fixture
@@ -174,9 +175,22 @@ def pytest_benchmark_update_machine_info(machine_info: dict[str, Any]) -> None:
     machine_info["fastconv"] = describe(peers.versions())
 
 
-@pytest.hookimpl(trylast=True)
-def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
-    """The same times as tables side by side, which pytest-benchmark's are not."""
+def pytest_benchmark_compare_machine_info(config: pytest.Config, compared_benchmark: dict[str, Any]) -> None:
+    """Called for each earlier run that --benchmark-compare found: keep what was measured then."""
+    config.stash[_compared] = [entry["extra_info"] for entry in compared_benchmark["benchmarks"]
+                               if "contender" in entry["extra_info"]]
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> Iterator[None]:
+    """The same times as tables side by side, which pytest-benchmark's are not; also where that finds a regression."""
+    try:
+        return (yield)
+    finally:
+        _summarise(terminalreporter, config)
+
+
+def _summarise(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
     records = [record for row in config.stash.get(_rows, {}).values() for record in row.records()]
     try:
         from rich.console import Console
@@ -194,3 +208,6 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
     for table in report.tables(records):
         console.print()
         table.show(console)
+    if config.stash.get(_compared, None):
+        console.print()
+        report.changes(config.stash[_compared], records).show(console)

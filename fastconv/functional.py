@@ -423,9 +423,10 @@ def conv2d(x: ArrayLike, weight: ArrayLike | PackedWeight, bias: ArrayLike | Non
             [ 6., 15.]]])
     """
     key = None
-    # True and 1.0 are the same key as 1, but not the same argument
+    # True and 1.0 are the same key as 1, but not the same argument; a list is no key at all
     if (out is None and type(x) is type(weight) is np.ndarray and (bias is None or type(bias) is np.ndarray)
-            and type(stride) is type(dilation) is type(groups) is int and type(padding) in (int, str)):
+            and type(stride) is type(dilation) is type(groups) is int and type(padding) in (int, str)
+            and type(algorithm) is str and (activation is None or type(activation) is str)):
         key = (x.shape, x.dtype, weight.shape, weight.dtype, bias is not None and (bias.shape, bias.dtype), stride,
                padding, dilation, groups, activation, algorithm)
         call = _small_calls.get(key)

@@ -75,7 +75,7 @@ def _checked_recycle_limit() -> int:
         return RECYCLE_LIMIT
     if not text.isdecimal():
         raise ValueError(f"FASTCONV_RECYCLE_LIMIT must be a number of bytes, got {text!r}")
-    return int(text)
+    return min(int(text), 2**63 - 1)
 
 
 @dataclass

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import json
+import os
 import subprocess
 import sys
 import time
@@ -444,16 +445,17 @@ def test_the_loops_do_what_they_count():
 
 def test_ceilings_only_rise(monkeypatch):
     monkeypatch.setattr(machine, "LOOK_SECONDS", 0.002)
-    ceilings, rates = machine.Ceilings(), iter([100.0, 50.0, 50.0, 200.0])
-    clock = [0.0]
+    ceilings = machine.Ceilings()
+    clock, rates = [0.0], []
     monkeypatch.setattr(machine.time, "perf_counter", lambda: clock[0])
 
     def work(amount):
         clock[0] += 0.001
-        return rate * 0.001
+        return rates[-1] * 0.001
 
     found = []
-    for rate in rates:  # noqa: B007 (work reads it)
+    for rate in (100.0, 50.0, 50.0, 200.0):
+        rates.append(rate)
         found.append(ceilings._measure(("copy", 1, 1), work, True))
     assert found == pytest.approx([100, 100, 100, 200])
     assert ceilings._measure(("copy", 1, 1), lambda amount: pytest.fail("it looked"), False) == pytest.approx(200)
@@ -603,6 +605,24 @@ def test_tables():
     assert lines[2].startswith("| layer | N,C,HxW -> K, kernel/stride/pad | fastconv | PyTorch | GFLOP/s |")
     assert lines[3] == "| --- | --- | ---: | ---: | ---: | ---: | ---: | ---: |"
     assert len({line.count("|") for line in lines[2:6]}) == 1
+
+
+def test_changes_are_measured_by_the_peers():
+    def run(machine, ours):
+        return [record(name, seconds * machine * (ours if name == "cython-direct" else 1.0), layer,
+                       best_seconds=seconds * machine * (ours if name == "cython-direct" else 1.0))
+                for layer in ("tiny", "plane-7x7")
+                for name, seconds in (("fastconv", 1e-3), ("cython-direct", 2e-3), ("torch", 3e-3), ("book", 4e-3))]
+
+    table = report.changes(run(1.0, 1.0), run(1.5, 1.2))  # a machine that is half as slow again, and one slower kernel
+    assert table.rows == [["forward", layer, "cython-direct", "2.00", "3.60", "+50%", "+20%"]
+                          for layer in ("tiny", "plane-7x7")]
+    assert table.notes == ["2 of 4 times of fastconv changed by 10% or more, measured by the peers of the same row."]
+    faster = report.changes(run(1.0, 1.0), run(1.0, 0.5))
+    assert [row[-1] for row in faster.rows] == ["-50%", "-50%"]
+    without = [entry for entry in run(1.0, 1.0) if entry["ours"]]
+    assert "4 had no peer to measure by" in report.changes(without, without).notes[0]
+    assert report.changes([], run(1.0, 1.0)).rows == []
 
 
 @pytest.mark.parametrize("width", [40, 60, 80, 200])
@@ -797,8 +817,6 @@ def test_a_slower_kernel_is_found(tmp_path):
         "def pytest_configure(config):\n"
         "    from fastconv.benchmarks import rows\n"
         "    rows.interleave = interleave\n")
-    import os
-
     common = ["--benchmark-only", "--layers=tiny", "--peers=book,cython-direct", f"--benchmark-storage={tmp_path}", "-p",
               "slower", "-k", "test_forward and tiny"]
     environment = os.environ | {"PYTHONPATH": str(tmp_path)}
@@ -813,6 +831,9 @@ def test_a_slower_kernel_is_found(tmp_path):
     found = slower.stdout + slower.stderr
     assert "cython-direct] (0001_before) - Field 'median' has failed PercentageRegressionCheck: 20.0" in found
     assert "fastconv] (0001_before) - Field" not in found
+    assert "1 of 2 times of fastconv changed by 10% or more" in slower.stdout
+    assert "+20%" in slower.stdout
+    assert "0 of 2 times of fastconv changed" in same.stdout
 
 
 def test_timing_looks_at_a_real_clock():

@@ -332,7 +332,7 @@ print(numba.threading_layer())
 @needs_fork
 @pytest.mark.parametrize("layer", LAYERS)
 def test_after_fork(layer):
-    """In the thread that forked, in new threads of the child, in a grandchild. GNU OpenMP would end a parallel child."""
+    """In the thread that forked, in new threads, in a grandchild. GNU OpenMP would end a child that goes parallel."""
     printed = script("""
 import os, sys, threading, warnings
 warnings.simplefilter("ignore", DeprecationWarning)  # of fork in a process with threads: what this is about
@@ -716,7 +716,8 @@ def test_info_warm_up_tells_each_kernel_once(capsys):
         from fastconv.cli import main
         raise SystemExit(main(["info", "--warm-up"]))
     """, timeout=300)
-    lines = re.findall(r"^ +[\d.]+ s  (\w+\.\w+ float\d\d, .* threads?) \((?:compiled|from the cache)\)$", printed, re.M)
+    kernel = r"^ +[\d.]+ s  (\w+\.\w+ float\d\d, .* threads?) \((?:compiled|from the cache)\)$"
+    lines = re.findall(kernel, printed, re.M)
     assert len(set(lines)) == len(lines)
     assert {line.split()[0] for line in lines} == {kernel.name for kernel in KERNELS}
     assert re.search(r"^ +[\d.]+ s  in all, \d+ compiled$", printed, re.M)

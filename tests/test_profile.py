@@ -11,7 +11,7 @@ from cases import CONV_CASES
 
 import fastconv
 from fastconv import dispatch
-from fastconv.benchmarks import footprint, layers, study
+from fastconv.benchmarks import footprint, layers, peers, study
 from fastconv.benchmarks.jobs import Job
 from fastconv.benchmarks.layers import ConvLayer
 from fastconv.benchmarks.study import Engine
@@ -87,7 +87,7 @@ def check_cases(cases, engine, direction, dtype):
         if predicted is None or x[0] == 0:  # it cannot do this, or there is nothing to do
             continue
         with fastconv.options(backend=engine.backend):
-            call = study._call(Job(direction, layer, dtype), engine.algorithm)
+            call = peers.call_into(Job(direction, layer, dtype), engine.algorithm)
             call()
             measured, _ = footprint.count_arrays(call)
         assert measured == pytest.approx(predicted, rel=RELATIVE, abs=ALIGNMENT), case.id
@@ -374,7 +374,7 @@ def test_an_interrupted_command_keeps_what_it_has(tmp_path, capsys, monkeypatch)
 def test_arrays_of_a_study_are_as_the_plan_says():
     """The call that is measured is the public function, into an array that is there."""
     job = Job("backward_weight", LAYER)
-    call = study._call(job, "direct")
+    call = peers.call_into(job, "direct")
     result = call()
     assert result is call.keywords["out"]
     np.testing.assert_allclose(result, fastconv.conv2d_backward_weight(job.dout, job.x, LAYER.weight, 1, 1), rtol=1e-6)

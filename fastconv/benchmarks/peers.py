@@ -65,6 +65,8 @@ class Contender:
         Scratch by the plan.
     algorithm : str or None
         What fastconv takes.
+    bare : callable or None
+        The same into an array that is there, to see what else is allocated.
     """
 
     name: str
@@ -73,6 +75,7 @@ class Contender:
     backend: str | None = None
     predicted_bytes: int | None = None
     algorithm: str | None = None
+    bare: Call | None = None
 
 
 @dataclass(frozen=True)
@@ -133,7 +136,8 @@ def _ours(job: Job, name: str, backend: str | None, algorithm: str) -> Contender
             return None
         predicted = max(plan.workspace_bytes for plan in plans)
         chosen = " ".join(dict.fromkeys(plan.algorithm for plan in plans))
-    return Contender(name, _our_call(job, algorithm), True, backend, predicted, chosen)
+    bare = call_into(job, algorithm) if job.operation in CONVOLUTIONS and job.operation != "backward" else None
+    return Contender(name, _our_call(job, algorithm), True, backend, predicted, chosen, bare)
 
 
 def with_backend(backend: str | None) -> contextlib.AbstractContextManager[Any]:
@@ -171,6 +175,21 @@ def _our_call(job: Job, algorithm: str) -> Call:
             return partial(fastconv.im2col, job.x, *lowering, layout=job.layout)
         case _:
             return partial(fastconv.col2im, job.column, window.x, *lowering, layout=job.layout)
+
+
+def call_into(job: Job, algorithm: str) -> Call:
+    """A convolution into an array that is there, so that what it allocates is scratch."""
+    rest = job.conv.arguments
+    if job.operation == "forward":
+        out = np.empty(job.conv.geometry.output_shape, job.dtype)
+        return partial(fastconv.conv2d, job.x, job.weight, None, *rest, algorithm=algorithm, out=out)
+    if job.operation == "backward_data":
+        return partial(fastconv.conv2d_backward_data, job.dout, job.weight, job.conv.x, *rest, algorithm=algorithm,
+                       out=np.empty_like(job.x))
+    if job.operation == "backward_weight":
+        return partial(fastconv.conv2d_backward_weight, job.dout, job.x, job.conv.weight, *rest, algorithm=algorithm,
+                       out=np.empty_like(job.weight))
+    raise ValueError(f"{job.operation} has no out")
 
 
 # --- the others -------------------------------------------------------------------------------------------------------

@@ -6,6 +6,7 @@ import csv
 import json
 import math
 import os
+import statistics
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -186,6 +187,43 @@ def _table(operation: str, dtype: str, threads: int, records: list[Record]) -> T
     for record in records:
         if record["skipped"] not in (None, "has no such operation"):
             table.notes.append(f"{record['layer']}, {record['contender']}: {record['skipped']}")
+    return table
+
+
+#: A change of fastconv's against its peers' that is worth a line.
+NOTICEABLE = 0.1
+
+
+def changes(before: Sequence[Record], now: Sequence[Record]) -> Table:
+    """What became of fastconv since an earlier run, beyond what became of the machine.
+
+    A row's peers did not change, so if they take longer now, the machine does: fastconv's times are divided by the median
+    of what theirs grew by. Compared are the shortest turns, which are disturbed least. What changed by less than
+    `NOTICEABLE` is not listed.
+    """
+    keys = ("operation", "layer", "shape", "dtype", "threads")
+    old = {tuple(record[key] for key in (*keys, "contender")): record for record in before if record["seconds"]}
+    table = Table("Changes since the run compared with", ["operation", "layer", "contender", "before\nms", "now\nms",
+                                                           "the same\npeers", "change"], labels=3, spare=(3, 4))
+    found: list[tuple[float, list[str]]] = []
+    compared = alone = 0
+    for row, records in grouped(now, *keys).items():
+        pairs = [(record, old[(*row, record["contender"])]) for record in records
+                 if record["seconds"] and (*row, record["contender"]) in old]
+        growth = [record["best_seconds"] / earlier["best_seconds"] for record, earlier in pairs if not record["ours"]]
+        machine = statistics.median(growth) if growth else 1.0
+        for record, earlier in pairs:
+            if not record["ours"]:
+                continue
+            compared, alone = compared + 1, alone + (not growth)
+            change = record["best_seconds"] / earlier["best_seconds"] / machine - 1
+            if abs(change) >= NOTICEABLE:
+                found.append((change, [record["operation"], record["layer"], record["contender"],
+                                       milliseconds(earlier["best_seconds"]), milliseconds(record["best_seconds"]),
+                                       f"{machine - 1:+.0%}" if growth else "none", f"{change:+.0%}"]))
+    table.rows = [cells for _, cells in sorted(found, key=lambda entry: -entry[0])]
+    table.notes.append(f"{len(found)} of {compared} times of fastconv changed by {NOTICEABLE:.0%} or more, measured by "
+                       f"the peers of the same row.{f' {alone} had no peer to measure by.' if alone else ''}")
     return table
 
 

@@ -43,7 +43,7 @@ class Row:
     def forget(self) -> None:
         """Let go of all arrays; what was measured stays."""
         self.job = replace(self.job)
-        self.contenders = {name: replace(contender, call=_gone) for name, contender in self.contenders.items()}
+        self.contenders = {name: replace(contender, call=_gone, bare=None) for name, contender in self.contenders.items()}
 
     def records(self) -> list[Record]:
         """A flat record for each contender that was asked."""
@@ -155,5 +155,8 @@ def _enter(row: Row, name: str, room: int) -> None:
             row.wrong[name] = f"{name}: {error}"
             return
         del result
-        if contender.ours:
-            row._scratch[name] = max(footprint.measure(contender.call).array_bytes - job.result_bytes, 0)
+        if contender.bare is not None:
+            contender.bare()
+            row._scratch[name] = footprint.count_arrays(contender.bare)[0]
+        elif contender.ours:
+            row._scratch[name] = max(footprint.count_arrays(contender.call)[0] - job.result_bytes, 0)

@@ -11,8 +11,6 @@ from typing import Any
 
 import numpy as np
 
-import fastconv
-
 from .. import dispatch
 from ..options import backend_available, current, effective_threads, options
 from . import footprint, peers
@@ -132,7 +130,7 @@ def study(layer: ConvLayer, *, dtype: str = "float32", direction: str = "forward
                                          f"them scratch, and this machine has {room:,} available")
                     continue
                 tell(f"{name} runs")
-                call = _call(job, record["algorithm"])
+                call = peers.call_into(job, record["algorithm"])
                 with options(backend=record["backend"]):
                     start = time.perf_counter()
                     call()
@@ -151,19 +149,6 @@ def study(layer: ConvLayer, *, dtype: str = "float32", direction: str = "forward
                               "gflops": new[name]["flops"] / entry.median / 1e9}
         records += new.values()
     return records
-
-
-def _call(job: Job, algorithm: str) -> Callable[[], Any]:
-    """A call into an array that is there, so that what it allocates is scratch."""
-    rest = job.conv.arguments
-    if job.operation == "forward":
-        out = np.empty(job.conv.geometry.output_shape, job.dtype)
-        return partial(fastconv.conv2d, job.x, job.weight, None, *rest, algorithm=algorithm, out=out)
-    if job.operation == "backward_data":
-        return partial(fastconv.conv2d_backward_data, job.dout, job.weight, job.conv.x, *rest, algorithm=algorithm,
-                       out=np.empty_like(job.x))
-    return partial(fastconv.conv2d_backward_weight, job.dout, job.x, job.conv.weight, *rest, algorithm=algorithm,
-                   out=np.empty_like(job.weight))
 
 
 def swept(layer: ConvLayer, what: str, values: Iterable[int]) -> list[ConvLayer]:

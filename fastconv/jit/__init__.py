@@ -87,23 +87,20 @@ class NumbaBackend(NumpyBackend):
             return super().max_pool_backward(dout, indices, geometry, out, threads)
         return pooling.max_pool_backward(dout, indices, geometry, out, threads)
 
-    def _average(self, x: Array, geometry: Pool2dGeometry, count_include_pad: bool, divisor_override: int | None,
-                 backward: bool, out: Array, threads: int) -> None:
-        from . import pooling
-
-        rows, columns = (np.array(geometry.divisors(axis, count_include_pad), np.float64) for axis in (0, 1))
-        pooling.avg_pool(x, geometry, rows, columns, float(divisor_override or 0), backward, out, threads)
-
     def avg_pool(self, x: Array, geometry: Pool2dGeometry, count_include_pad: bool, divisor_override: int | None,
                  out: Array, threads: int) -> None:
+        from . import pooling
+
         if x.dtype not in KERNEL_DTYPES:
             super().avg_pool(x, geometry, count_include_pad, divisor_override, out, threads)
         else:
-            self._average(x, geometry, count_include_pad, divisor_override, False, out, threads)
+            pooling.avg_pool(x, geometry, count_include_pad, divisor_override, False, out, threads)
 
     def avg_pool_backward(self, dout: Array, geometry: Pool2dGeometry, count_include_pad: bool,
                           divisor_override: int | None, out: Array, threads: int) -> None:
+        from . import pooling
+
         if dout.dtype not in KERNEL_DTYPES:
             super().avg_pool_backward(dout, geometry, count_include_pad, divisor_override, out, threads)
         else:
-            self._average(dout, geometry, count_include_pad, divisor_override, True, out, threads)
+            pooling.avg_pool(dout, geometry, count_include_pad, divisor_override, True, out, threads)

@@ -1,8 +1,7 @@
 """What the kernel files share.
 
-Every kernel takes one-dimensional C-contiguous arrays and computes its indices itself. Slices inside of the loops would be
-easier to read; but Numba keeps count of who holds an array, with an atomic operation for each slice, on one counter for all
-threads, and tests the bounds of a slice, which costs more than the few pixels of a row.
+Every kernel takes one-dimensional C-contiguous arrays and computes its indices itself. Slices inside of the loops would
+be easier to read; but they test their bounds, which takes longer than to copy the few pixels of a row.
 """
 
 # mypy: allow-untyped-defs, allow-untyped-calls, allow-untyped-decorators
@@ -14,7 +13,8 @@ import numpy as np
 
 from .options import part
 
-U = np.uintp  #: Indices that count from 0. Numba must otherwise test for negative ones, which keeps loops from vectorising
+#: For indices, which are never negative here. Numba must otherwise test for it, and that keeps loops from vectorising.
+U = np.uintp
 _2 = U(2)
 
 

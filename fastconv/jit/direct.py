@@ -1,10 +1,10 @@
 """Direct convolution in Numba: no column matrix, one padded copy of a few rows of the image at a time.
 
-The layout is the Cython backend's ("shifted flat rows"; native/direct.pxi has the picture). A band of the image is copied
-to rows of one length L that include the padding, so that a tap (kh, kw) sees all output pixels of the band in one flat
-array, shifted by kh*L + kw. With stride s the copy is split by phase, one plane for each residue of a tap modulo s.
-Backward data is the same product on the output gradient, once for each parity of the input pixels. Positions between two
-rows are no output pixels; they are computed and thrown away.
+The layout is the Cython backend's ("shifted flat rows"; native/direct.pxi has the picture). A band of the image is
+copied to rows of one length L that include the padding, so that a tap (kh, kw) sees all output pixels of the band in
+one flat array, shifted by kh*L + kw. With stride s the copy is split by phase, one plane for each residue of a tap
+modulo s. Backward data is the same product on the output gradient, once for each parity of the input pixels. Positions
+between two rows are no output pixels; they are computed and thrown away.
 
 The kernels are not the Cython ones, because Numba has no vectors to program with: everything rests on what LLVM's loop
 vectoriser makes of plain loops. It wants one contiguous inner loop, indices that can't wrap around, and not more than
@@ -22,8 +22,8 @@ registers. What `rows4` compiles to (Numba 0.68 with LLVM 22, and 0.59 with LLVM
             vmovups %zmm26, (tile,p,4)           four
             addq $16, p; cmpq; jne .loop
 
-Three things make it that. The number of pixels is a multiple of 16 that LLVM can see (`steps * STEP`): otherwise a scalar
-loop for the rest keeps the 24 weights in registers a second time, the vectors of them go to the stack, and speed
+Three things make it that. The number of pixels is a multiple of 16 that LLVM can see (`steps * STEP`): otherwise a
+scalar loop for the rest keeps the 24 weights in registers a second time, the vectors of them go to the stack, and speed
 halves. It is no constant: LLVM unrolls 64 pixels fourfold, which runs at a third of the speed. And 4 x 6 weights are as
 many as fit. With AVX2's 16 registers the vectors are ymm, and an FMA reads its weights from the stack, at no cost.
 
@@ -35,11 +35,11 @@ vectorises only where its order may change. There are two ways around it:
 - narrow, for few filters (depthwise): `lanes6` keeps 64 partial sums for each element of dw, six elements and four zmm
   of each in a visit (12 FMAs, 20 loads, 6 stores a vector), and folds them once, at the end.
 
-Positions between the rows of dout hold zeros in both; so does the padding of the flat copy of dout in backward data. Zero
-times infinity is NaN: where a pixel (for dw) or a weight (for dx) is not finite, the caller goes another way (`finite`).
+Positions between the rows of dout hold zeros in both; so does the padding of the flat copy of dout in backward data.
+Zero times infinity is NaN: where a pixel (for dw) or a weight (for dx) is not finite, the caller goes another way.
 
-Sums are cut into chunks of REDUCTION terms, whose results are added up: a blocked sum (Higham, Accuracy and Stability of
-Numerical Algorithms, 2nd ed., section 4.2). Workers take (images, group, band, block of filters), in backward weight
+Sums are cut into chunks of REDUCTION terms, whose results are added up: a blocked sum (Higham, Accuracy and Stability
+of Numerical Algorithms, 2nd ed., section 4.2). Workers take (images, group, band, block of filters), in backward weight
 (group, block of rows of dw). No two write one element, and no sum depends on how they are dealt out.
 """
 
@@ -81,7 +81,7 @@ JOB = np.dtype([(name, np.int64) for name in (
     "items", "batch", "groups",
     "sources", "rows", "taps",           # planes of the source and of the result in one group; KH*KW
     "height", "width",                   # of a source plane
-    "step_h", "step_w", "base_h", "base_w",  # band row y, column x is source row (y0 + y)*step_h + phase_h + base_h, ...
+    "step_h", "step_w", "base_h", "base_w",  # band row y is source row (y0 + y)*step_h + phase_h + base_h; columns too
     "slots_h", "slots_w",                # phases
     "length", "halo",                    # L; rows of a band beyond its positions
     "first", "last",                     # rows of positions, [first, last)
@@ -101,7 +101,7 @@ TAP_CLASS = np.dtype([(name, np.int64) for name in (
 
 
 # --- tiles ------------------------------------------------------------------------------------------------------------
-# The tile and what it reads are always different arrays: LLVM can test whether two arrays overlap, not two parts of one.
+# The tile and what it reads are always different arrays: LLVM tests whether two arrays overlap, not two parts of one.
 
 @part
 def rows4(tile, steps, a, a0, a1, a2, a3, b, offset, first, shift):
@@ -207,7 +207,7 @@ def multiply(tile, rows, steps, a, a0, a1, a2, a3, b, offset, table, terms, shif
 
 @part
 def lanes6(sums, at, d, begin, b, offset, first, shift):
-    """sums[at + 64*j + i] += sum over i, i + 64 of d[begin + i] * b[offset[first + j] + shift + i], for six j and 64 i."""
+    """sums[at + 64*j + i] += sum over i and i + 64 of d[begin + i] * b[offset[first + j] + shift + i], for six j."""
     b0, b1, b2 = offset[first] + shift, offset[first + _1] + shift, offset[first + _2] + shift
     b3, b4, b5 = offset[first + _3] + shift, offset[first + _4] + shift, offset[first + _5] + shift
     n = _LANES
@@ -227,9 +227,9 @@ def lanes6(sums, at, d, begin, b, offset, first, shift):
 
 @part
 def fill_flat(job, phases, to, source, at, image_step, images, channels, y0, rows):
-    """Copy `rows` + halo rows of some channels of some images, from row y0 of positions on, to (channel, phases, image).
+    """Copy `rows` + halo rows of some channels of some images, from row y0 of positions on.
 
-    Channels of the first image start at source[at].
+    They go to (channel, phases, image). Channels of the first image start at source[at].
     """
     height, width, step, length = job.height, job.width, job.step_w, job.length
     slots_h, slots_w = job.slots_h, job.slots_w
@@ -311,8 +311,8 @@ def correlate_item(job, taps, phases, offset, item, source, weights, bias, relu,
     q0 = job.first + band * job.band
     q1 = min(q0 + job.band, job.last)
     image_step = job.groups * job.sources * job.height * job.width
-    fill_flat(job, phases, b, source, image * image_step + group * job.sources * job.height * job.width, image_step, images,
-              job.sources, q0, q1 - q0)
+    fill_flat(job, phases, b, source, image * image_step + group * job.sources * job.height * job.width, image_step,
+              images, job.sources, q0, q1 - q0)
     # units: blocks of four planes, then single ones
     fours = job.rows // ROWS
     units = fours + job.rows % ROWS
@@ -352,7 +352,7 @@ def correlate(workers, jobs, taps, phases, offset, source, weights, bias, relu, 
 
 @Kernel
 def turn_weights(workers, jobs, taps, kernel, weights, to):
-    """The weights that each input channel sees, class by class: (G, K, C, KH, KW) -> (G, class, C, (K, taps of class))."""
+    """The weights that each input channel sees: (G, K, C, KH, KW) -> (G, class, C, (K, taps of the class))."""
     for worker in prange(workers):
         job = jobs[0]
         kh, kw, step_h, step_w, gap_h, gap_w = kernel[0], kernel[1], kernel[2], kernel[3], kernel[4], kernel[5]
@@ -376,7 +376,7 @@ def turn_weights(workers, jobs, taps, kernel, weights, to):
 
 @part
 def turn_dout(job, to, dout, plane0, y0, p0, positions):
-    """Positions [p0, p0 + positions) of dout as rows of `job.rows` planes each; zeros for positions between its rows."""
+    """Positions [p0, p0 + positions) of dout as rows of `job.rows` planes each, zeros for those between its rows."""
     length, out_w, out_plane, pitch = job.length, job.out_w, job.out_h * job.out_w, job.pitch
     line = p0 // length
     p = p0
@@ -578,7 +578,7 @@ class Plan:
         return (self.shared + workers * (job["tile"] + job["flat"] + job["side"])) * self.itemsize
 
     def ready(self, threads: int, dtype: np.dtype) -> tuple[int, np.ndarray, list[np.ndarray]]:
-        """What a call needs: the number of workers, the job as the kernel takes it, scratch (shared, and three pieces)."""
+        """What a call needs: the number of workers, the job as the kernel takes it, scratch (shared, three pieces)."""
         threads = usable_workers(threads)
         found = self._ready.get(threads)
         if found is None:
@@ -665,7 +665,7 @@ class DataPlan(Plan):
         (kh, kw), (sh, sw), (dh, dw) = geometry.kernel, geometry.stride, geometry.dilation
         (top, _), (left, _) = geometry.pads
         height, width = geometry.in_size
-        # Padded pixel i + top = stride*q + parity, which dout's row q - t sees through the taps k*d = stride*t + parity.
+        # Padded pixel i + top = stride*q + parity, which row q - t of dout sees through taps k*d = stride*t + parity.
         self.far = far_h, far_w = (kh - 1) * dh // sh, (kw - 1) * dw // sw
         base_j = left // sw
         self.job.update(
@@ -811,7 +811,8 @@ class SmallForward:
         return out
 
 
-def backward_data(dout: np.ndarray, weight: np.ndarray, geometry: Conv2dGeometry, out: np.ndarray, threads: int) -> bool:
+def backward_data(dout: np.ndarray, weight: np.ndarray, geometry: Conv2dGeometry, out: np.ndarray,
+                  threads: int) -> bool:
     """The gradient with respect to the input, into `out`; False, with `out` untouched, where a weight is not finite."""
     filters = flat(weight)
     if not finite(1, filters):

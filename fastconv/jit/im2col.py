@@ -1,7 +1,7 @@
 """im2col and col2im in all layouts, in Numba.
 
-A column matrix has an element for each (n, r, p): image, row r = (channel, kh, kw), position p = (oh, ow). A layout is the
-three steps from one element to the next along them:
+A column matrix has an element for each (n, r, p): image, row r = (channel, kh, kw), position p = (oh, ow). A layout is
+the three steps from one element to the next along them:
 
     layout      step_n  step_r  step_p
     "rows"      P*R     1       R        (N*P, R)
@@ -9,11 +9,11 @@ three steps from one element to the next along them:
     "cs231n"    1       P*N     N        (R, P*N)
 
 Only the order of the loops differs, so that the column matrix, the larger side, is walked through once and in order.
-Elements are copied by their size, whatever their type: there is one signature for each size. Workers take (image, channel),
-(image, row of output) or (channel, row of output) items.
+Elements are copied by their size, whatever their type: there is one signature for each size. Workers take (image,
+channel), (image, row of output) or (channel, row of output) items.
 
-What it compiles to (Numba 0.68, LLVM 22, AVX-512, from inspect_asm): the runs of "columns" are zmm copies at stride 1,
-two loads and a vpermt2ps at stride 2; the sums of col2im zmm additions. A window's row of "rows" is some scalar moves.
+What it compiles to (Numba 0.68, LLVM 22, AVX-512, from inspect_asm): at stride 1 the runs of "columns" are zmm copies
+and the sums of col2im vaddps; other strides gather, and add up in scalars. A window's row of "rows" is scalar moves.
 """
 
 # mypy: allow-untyped-defs, allow-untyped-calls, allow-untyped-decorators
@@ -39,8 +39,8 @@ LAYOUTS = {"rows": ROWS_LAYOUT, "columns": COLUMNS_LAYOUT, "windows": COLUMNS_LA
 
 #: One copy of a window's numbers.
 WINDOW = np.dtype([(name, np.int64) for name in (
-    "n", "c", "h", "w", "kh", "kw", "sh", "sw", "dh", "dw", "top", "left", "oh", "ow", "layout", "step_n", "step_r", "step_p",
-)])
+    "n", "c", "h", "w", "kh", "kw", "sh", "sw", "dh", "dw", "top", "left", "oh", "ow",
+    "layout", "step_n", "step_r", "step_p")])
 
 
 @lru_cache(maxsize=256)

@@ -1,12 +1,13 @@
-"""All options that the Numba kernels are compiled with, and how one is compiled, cached and run: nothing of it is elsewhere.
+"""All options that the Numba kernels are compiled with, and how they are compiled, cached and run.
 
 A kernel is written once, as a function with a ``prange`` over workers, and compiled for each dtype on first use, at most
-twice: without threads, for calls that use one (they never start Numba's thread pool), and with ``parallel=True``. Both are
-cached on disk, beside the sources or where ``NUMBA_CACHE_DIR`` says.
+twice: without threads, for calls that use one (they never start Numba's thread pool), and with ``parallel=True``. Both
+are cached on disk, beside the sources or where ``NUMBA_CACHE_DIR`` says.
 """
 
 from __future__ import annotations
 
+import importlib
 import os
 import threading
 from collections.abc import Callable
@@ -20,12 +21,10 @@ import numpy as np
 OLDEST_NUMBA = (0, 59)
 
 try:
-    import numba
+    numba: Any = importlib.import_module("numba")
 except ImportError as error:
     raise ImportError(f"backend 'numba' needs Numba, which can't be imported ({error}): pip install 'fastconv[numba]'",
                       name="numba") from error
-
-from numba.core.options import DefaultOptions  # noqa: E402 (what there is no Numba for was said before)
 
 if tuple(int(part) for part in numba.__version__.split(".")[:2]) < OLDEST_NUMBA:
     raise ImportError(f"backend 'numba' needs Numba {'.'.join(map(str, OLDEST_NUMBA))} or newer, and "
@@ -33,14 +32,13 @@ if tuple(int(part) for part in numba.__version__.split(".")[:2]) < OLDEST_NUMBA:
 
 #: - ``nogil``: other Python threads run meanwhile (rule 15).
 #: - ``error_model="numpy"``: a division is a division, without a test for zero and a branch that raises.
-#: - ``fastmath={"contract"}``: ``a*b + c`` may be one FMA. Nothing else of fastmath: reassociation would let sums depend
-#:   on how a loop was vectorised, and with it on the compiler's mood (rule 12); ``nnan`` and ``ninf`` break rules 3, 5
-#:   and 13; ``nsz`` rule 5's ties of zeros.
-#: - ``_nrt=False``, which Numba uses for functions of its own: no reference counts. All arrays are borrowed from the caller;
-#:   Numba would count each slice and each call, atomically, on one counter for all threads.
+#: - ``fastmath={"contract"}``: ``a*b + c`` may be one FMA. Nothing else of fastmath: reassociation would make sums depend
+#:   on how a loop was vectorised (rule 12), ``nnan`` and ``ninf`` break rules 3, 5 and 13, ``nsz`` rule 5's ties of zeros.
+#: - ``_nrt=False``, which Numba uses for functions of its own: no reference counts. All arrays are borrowed from the
+#:   caller; Numba would count each slice and each call, atomically, on one counter for all threads.
 FLAGS: dict[str, Any] = {"nogil": True, "error_model": "numpy", "fastmath": {"contract"}}
 
-if hasattr(DefaultOptions, "_nrt"):
+if hasattr(numba.core.options.DefaultOptions, "_nrt"):
     FLAGS["_nrt"] = False
 
 #: Decorator of the functions that kernels are put together from: compiled into each kernel that calls them.
@@ -55,8 +53,8 @@ KERNELS: list[Kernel] = []
 class Kernel:
     """A function that Python calls: ``kernel(workers, *arguments)``. Also a decorator.
 
-    The function's `prange` must run over its workers, so that what each of them does, and the scratch it does it in, follow
-    from the arguments and not from the threading layer.
+    The function's `prange` must run over its workers, so that what each of them does, and the scratch it does it in,
+    follow from the arguments and not from the threading layer.
 
     Parameters
     ----------
@@ -87,7 +85,7 @@ class Kernel:
         if workers == 1:
             serial = self._variants.get(False)
             return (serial or self.variant(False))(1, *arguments)
-        with _thread_pool(workers):
+        with _ThreadPool(workers):
             return self.variant(True)(workers, *arguments)
 
 
@@ -156,8 +154,8 @@ def thread_pool_report() -> str:
 def _start_pool() -> None:
     """Start the threads of Numba's pool, which it does on first use, and not let them wait busily for long.
 
-    GNU libgomp's workers spin for milliseconds after a parallel region, and get in the way of NumPy's matrix products (see
-    :mod:`fastconv.native`). It reads the variable once, when it is loaded.
+    GNU libgomp's workers spin for milliseconds after a parallel region, and get in the way of NumPy's matrix products
+    (see :mod:`fastconv.native`). It reads the variable once, when it is loaded.
     """
     global _pool_started
     ours = not _pool_started and not {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT"} & set(os.environ)
@@ -171,7 +169,7 @@ def _start_pool() -> None:
     _pool_started = True
 
 
-class _thread_pool:
+class _ThreadPool:
     """Let Numba use so many threads in this Python thread, and let it in alone where its threading layer needs that."""
 
     def __init__(self, workers: int) -> None:

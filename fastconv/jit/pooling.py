@@ -3,16 +3,18 @@
 Windows are separable: forward, the rows of a window are first combined into one row, then the columns of that, which at
 stride 2 is split in even and odd cells before. Only the search for the first maximum (indices) looks at whole windows.
 
-What it compiles to (Numba 0.68, LLVM 22, AVX-512, from inspect_asm): a maximum is vcmpltps, vcmpunordps, korw and a masked
-move, since NaN must win, and vmaxps has another idea of that; the split is two loads and two vpermt2ps; the search
-compares ymm of values and moves zmm of 64-bit indices under the same mask. Sums are vaddps, divisors a vmulpd and a
-vcvtpd2ps away from vdivps. What has other strides gathers, and adding at indices is scalar.
+What it compiles to (Numba 0.68, LLVM 22, AVX-512, from inspect_asm): a maximum is vcmpltps, vcmpunordps, korw and a
+masked move, since NaN must win, and vmaxps has another idea of that; the split is two loads and two vpermt2ps; the
+search compares ymm of values and moves zmm of 64-bit indices under the same mask. Sums are vaddps, divisors a vmulpd and
+a vcvtpd2ps away from vdivps. What has other strides gathers, and adding at indices is scalar.
 """
 
 # mypy: allow-untyped-defs, allow-untyped-calls, allow-untyped-decorators
 # (Numba infers the types of kernels.)
 
 from __future__ import annotations
+
+from functools import lru_cache
 
 import numpy as np
 
@@ -149,7 +151,7 @@ def max_planes(workers, windows, x, out, indices, rows, halves):
 
 @Kernel
 def add_at(workers, dout, indices, places, cells, out):
-    """Add `places` values of dout up in the `cells` of each plane, if all indices are in there; returns whether they are."""
+    """Add `places` values of dout up in the `cells` of each plane, if all indices are in there. Returns whether."""
     low, high = np.int64(0), np.int64(0)
     for i in range(indices.size):
         low, high = min(low, indices[i]), max(high, indices[i])
@@ -168,14 +170,14 @@ def add_at(workers, dout, indices, places, cells, out):
 # --- average ----------------------------------------------------------------------------------------------------------
 
 @part
-def divide(out, o, sums, s, count, row, columns, fixed):
-    """out = sums / (row * columns), or / fixed where that is not 0."""
+def divide(out, o, count, row, columns, fixed):
+    """Divide by row * columns, or by `fixed` where that is not 0. (In place: what overlaps is not vectorised.)"""
     if fixed != 0:
         for q in range(count):
-            out[o + q] = sums[s + q] / fixed
+            out[o + q] /= fixed
     else:
         for q in range(count):
-            out[o + q] = sums[s + q] / out.dtype.type(row * columns[q])
+            out[o + q] /= out.dtype.type(row * columns[q])
 
 
 @part
@@ -223,7 +225,7 @@ def avg_plane(v, x, plane, rows, columns, fixed, out, to, row, halves):
             for k in range(width):
                 row[left + k] += x[s + k]
         add_columns(v, row, out, to + y * ow, halves)
-        divide(out, U(to + y * ow), out, U(to + y * ow), U(ow), rows[y], columns, fixed)
+        divide(out, U(to + y * ow), U(ow), rows[y], columns, fixed)
 
 
 @part
@@ -234,8 +236,9 @@ def avg_plane_backward(v, dout, at, rows, columns, fixed, out, plane, row):
     left, width, step = U(v.left), U(w), U(sw)
     zero(out, plane, h * w)
     for y in range(v.oh):
-        divide(row, share, dout, U(at + y * ow), U(ow), rows[y], columns, fixed)
         zero(row, 0, row.size - ow)
+        copy(row, share, dout, at + y * ow, 1, ow)
+        divide(row, share, U(ow), rows[y], columns, fixed)
         for j in range(v.kw):
             gap = U(j * dw)
             for q in range(U(ow)):
@@ -283,20 +286,24 @@ def max_pool(x: Array, geometry: Pool2dGeometry, out: Array, indices: Array | No
 
 
 def max_pool_backward(dout: Array, indices: Array, geometry: Window2dGeometry, out: Array, threads: int) -> bool:
-    """Add dout up in the cells of `out` that `indices` name; False, with `out` untouched, where one is outside of its plane."""
+    """Add dout up in the cells of `out` that `indices` name; False, with `out` untouched, where one is in no plane."""
     return bool(add_at(usable_workers(threads), flat(dout), flat(indices), geometry.positions,
                        geometry.in_size[0] * geometry.in_size[1], flat(out)))
 
 
-def avg_pool(x: Array, geometry: Pool2dGeometry, rows: Array, columns: Array, fixed: float, backward: bool, out: Array,
-             threads: int) -> None:
-    """Average pooling of float32 or float64 x into `out`; with `backward`, x is dout and `out` the input's gradient.
+@lru_cache(maxsize=256)
+def _divisors(geometry: Pool2dGeometry, count_include_pad: bool) -> tuple[Array, Array, float]:
+    """Each window's divisor as ``rows[y] * columns[q]``, and the one of all windows, or 0 where they differ."""
+    rows, columns = (np.array(geometry.divisors(axis, count_include_pad), np.float64) for axis in (0, 1))
+    same = np.ptp(rows) == 0 and np.ptp(columns) == 0
+    return rows, columns, float(rows[0] * columns[0]) if same else 0.0
 
-    The divisor of window (y, q) is ``rows[y] * columns[q]`` (float64 arrays), or `fixed` where that is not 0.
-    """
+
+def avg_pool(x: Array, geometry: Pool2dGeometry, count_include_pad: bool, divisor_override: int | None, backward: bool,
+             out: Array, threads: int) -> None:
+    """Average pooling of float32 or float64 x into `out`; with `backward`, x is dout and `out` the input's gradient."""
     workers = usable_workers(threads)
-    divisors = {float(row * column) for row in {*rows.tolist()} for column in {*columns.tolist()}}
-    if not fixed and len(divisors) == 1:
-        fixed = divisors.pop()
+    rows, columns, same = _divisors(geometry, count_include_pad)
     scratch = _rows(geometry, geometry.out_size[1] if backward else 0, workers, x.dtype)
-    avg_planes(workers, window(geometry), backward, flat(x), rows, columns, x.dtype.type(fixed), flat(out), *scratch)
+    fixed = x.dtype.type(divisor_override or same)
+    avg_planes(workers, window(geometry), backward, flat(x), rows, columns, fixed, flat(out), *scratch)

@@ -38,7 +38,7 @@ class Warmed:
 
 
 def warm_up() -> Iterator[Warmed]:
-    """Make each kernel ready for float32 and float64 (im2col: items of 4 and 8 bytes), for one thread and for several."""
+    """Make each kernel ready for float32 and float64 (im2col: items of 4 and 8 bytes), for one thread and several."""
     from .options import KERNELS, usable_workers
 
     known = {(kernel.name, parallel): len(dispatcher.signatures)

@@ -99,7 +99,7 @@ cdef extern from *:
         }
         fc_trim(fc_kept.limit - block->bytes);
         fc_enter();
-        if (fc_kept.count < FC_SLOTS) {
+        if (fc_kept.count < FC_SLOTS && fc_kept.bytes + block->bytes <= fc_kept.limit) {
             fc_kept.block[fc_kept.count++] = block;
             fc_kept.bytes += block->bytes;
             block = NULL;

@@ -12,8 +12,8 @@
  *     G   has the rows (1, p, p^2) / N(p) with N(p) = product of (p - q) over the other finite q, and (0, 0, 1);
  *     B'  has the rows of coefficients of M(x) / (x - p), and of M(x), lowest first.
  *
- * With a^2 = 1/2 and b^2 = 2 (so a*b = 1, which keeps the powers of the points close to 1 and the error at a third of that
- * of 1 and 2): M(x) = x - 5/2 x^3 + x^5, N(0) = 1, N(+-a) = -3/2, N(+-b) = 6. tests/test_winograd.py derives them anew.
+ * With a^2 = 1/2 and b^2 = 2 (so a*b = 1, which keeps the powers of the points close to 1 and the root mean square
+ * error at less than half of that of 1 and 2): M(x) = x - 5/2 x^3 + x^5, N(0) = 1, N(+-a) = -3/2, N(+-b) = 6. tests/test_winograd.py derives them anew.
  *
  * Lanes are tiles. Everything is written so that each transform is a handful of FMAs on whole vectors.
  */
