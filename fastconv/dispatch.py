@@ -377,6 +377,8 @@ def plan_conv2d(x_shape: Any, weight_shape: Any, stride: Any = 1, padding: Any =
     """
     if direction not in OPERATIONS:
         raise ValueError(f"direction must be one of {', '.join(map(repr, OPERATIONS))}, got {direction!r}")
+    if np.dtype(dtype).kind not in "biufc":
+        raise TypeError(f"dtype must be one of numbers, got {dtype!r}")
     geometry = conv2d_geometry(x_shape, weight_shape, stride, padding, dilation, groups, x_name="x",
                                weight_name="weight")
     found = plan(direction, geometry, compute_dtype(np.dtype(dtype)), check_algorithm(algorithm))

@@ -798,6 +798,10 @@ def _average_geometry(name: str, shape: tuple[int, ...], kernel_size: Any, strid
     return geometry, include, divisor_override
 
 
+#: A window of more cells is averaged in float64: one float32 sum of so many would lose more than rule 14 allows.
+LONG_SUM = 1024
+
+
 def _average_dtype(dtype: np.dtype) -> np.dtype:
     return np.dtype(np.float64) if dtype.kind in "biu" else dtype.newbyteorder("=")
 
@@ -837,6 +841,8 @@ def avg_pool2d(x: ArrayLike, kernel_size: Any, stride: Any = None, padding: Any 
                                                    count_include_pad, divisor_override)
     dtype = _average_dtype(image.dtype)
     compute = dispatch.compute_dtype(dtype)
+    if geometry.taps > LONG_SUM and compute == np.float32:
+        compute = np.dtype(np.float64)
     shape = geometry.output_shape if image.ndim == 4 else geometry.output_shape[1:]
     result = _Result(shape, dtype, compute, out, x=image)
     if result.array.size:

@@ -243,6 +243,7 @@ def test_threads_are_set_alike():
             if "torch" in INSTALLED:
                 import torch
 
+                torch.set_num_threads(3 - threads)
                 peers.make(Job("forward", CONVS[0], threads=threads), "torch")
                 assert torch.get_num_threads() == threads
             assert fastconv.plan_conv2d((1, 1, 9, 9), (1, 1, 3, 3))._budget.threads <= threads
