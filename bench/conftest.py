@@ -10,6 +10,7 @@ measured. What pytest-benchmark shows, saves and compares are these times.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -48,8 +49,12 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "jobs(operation): a benchmark of an operation, or of the sweeps")
     if not config.pluginmanager.hasplugin("benchmark"):
         return
-    # The suite turns warnings into errors; that another machine's results are compared with is worth a warning only.
+    # The suite turns warnings into errors. That there is nothing to save, or that results of another machine are compared
+    # with, is none: neither in a test (the configuration) nor around all of them (the filters in force).
+    from pytest_benchmark.logger import PytestBenchmarkWarning
+
     config.addinivalue_line("filterwarnings", "default::pytest_benchmark.logger.PytestBenchmarkWarning")
+    warnings.simplefilter("default", PytestBenchmarkWarning)
     if config.getoption("benchmark_only") and config.args_source is pytest.Config.ArgsSource.TESTPATHS:
         config.args = [str(HERE)]  # there are none among the tests: do not collect thousands of them to skip them
     try:

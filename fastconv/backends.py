@@ -7,7 +7,8 @@ They neither choose nor check.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+import itertools
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
@@ -60,6 +61,21 @@ class Backend(Protocol):
                           divisor_override: int | None, out: Array, threads: int) -> None: ...
 
 
+def _tap_slices(geometry: Window2dGeometry) -> Iterator[tuple[tuple[int, int], list[slice], list[slice]]]:
+    """For each tap: the cells of the image that it sees, and the output places that it sees them from."""
+    for tap in itertools.product(range(geometry.kernel[0]), range(geometry.kernel[1])):
+        cells, places = [], []
+        for axis in (0, 1):
+            stride, size = geometry.stride[axis], geometry.in_size[axis]
+            start = tap[axis] * geometry.dilation[axis] - geometry.pads[axis][0]
+            first = max(-(start // stride), 0)
+            stop = max(min((size - 1 - start) // stride + 1, geometry.out_size[axis]), first)
+            places.append(slice(first, stop))
+            cells.append(slice(start + first * stride, start + first * stride + max(stop - first, 0) * stride, stride)
+                         if stop > first else slice(0, 0))
+        yield tap, cells, places
+
+
 class NumpyBackend:
     """The reference (:mod:`fastconv.reference`) as a backend: any dtype, one thread, no scratch that is counted."""
 
@@ -108,10 +124,16 @@ class NumpyBackend:
 
     def im2col(self, x: Array, geometry: Window2dGeometry, layout: str, pad_value: Any, out: Array,
                threads: int) -> None:
-        out[...] = reference.im2col_core(x, geometry, layout, pad_value).reshape(out.shape)
+        windows = reference.as_windows(out, geometry, layout)
+        windows[...] = pad_value
+        for tap, cells, places in _tap_slices(geometry):
+            windows[(..., *tap, *places)] = x[(..., *cells)]
 
     def col2im(self, col: Array, geometry: Window2dGeometry, layout: str, out: Array, threads: int) -> None:
-        out[...] = reference.col2im_core(col, geometry, layout)
+        windows = reference.as_windows(col, geometry, layout)
+        out[...] = 0
+        for tap, cells, places in _tap_slices(geometry):
+            out[(..., *cells)] += windows[(..., *tap, *places)]
 
     def max_pool(self, x: Array, geometry: Pool2dGeometry, out: Array, indices: Array | None, threads: int) -> None:
         values, places = reference.max_pool2d_core(x, geometry)

@@ -45,25 +45,37 @@ class Tile:
         return y[self.images, :, self.out_rows]
 
 
-def _columns_bytes(geometry: Conv2dGeometry, dtype: np.dtype, images: int, rows: int) -> int:
-    """Scratch of one tile: the columns, and for a part of an image its piece of the output and of the input."""
+def _forward_bytes(geometry: Conv2dGeometry, dtype: np.dtype, images: int, rows: int) -> int:
+    """Scratch of one tile: the columns, and for a part of an image its piece of the output."""
     places = images * rows * geometry.out_size[1]
     items = geometry.channels * geometry.taps * places
     if rows < geometry.out_size[0]:
+        items += geometry.out_channels * places
+    return items * dtype.itemsize
+
+
+def _data_bytes(geometry: Conv2dGeometry, dtype: np.dtype, images: int, rows: int) -> int:
+    """Scratch of one tile of backward data: the columns, and for a part of an image its pieces of dout and dx."""
+    places = images * rows * geometry.out_size[1]
+    items = geometry.channels * geometry.taps * places
+    if rows < geometry.out_size[0]:
+        items += geometry.out_channels * places
         in_rows = min((rows - 1) * geometry.stride[0] + geometry.extent[0], geometry.in_size[0])
-        items += geometry.out_channels * places + geometry.channels * in_rows * geometry.in_size[1]
+        items += geometry.channels * in_rows * geometry.in_size[1]
     return items * dtype.itemsize
 
 
 def _weight_bytes(geometry: Conv2dGeometry, dtype: np.dtype, images: int, rows: int) -> int:
-    """Scratch of one tile of backward weight: columns, dout turned, and one tile's dw."""
+    """Scratch of one tile of backward weight: columns, dout turned (a whole image's lies right already), one group's dw."""
     places = images * rows * geometry.out_size[1]
-    items = (geometry.channels * geometry.taps + geometry.out_channels) * places
-    items += geometry.out_channels * (geometry.channels // geometry.groups) * geometry.taps
+    items = geometry.channels * geometry.taps * places
+    if images > 1 or rows < geometry.out_size[0]:
+        items += geometry.out_channels * places
+    items += geometry.out_channels // geometry.groups * (geometry.channels // geometry.groups) * geometry.taps
     return items * dtype.itemsize
 
 
-_BYTES = {"forward": _columns_bytes, "backward_data": _columns_bytes, "backward_weight": _weight_bytes}
+_BYTES = {"forward": _forward_bytes, "backward_data": _data_bytes, "backward_weight": _weight_bytes}
 
 
 def workspace(operation: str, geometry: Conv2dGeometry, dtype: np.dtype, threads: int, limit: int | None) -> int:

@@ -61,10 +61,10 @@ def native_error() -> str | None:
         from . import native  # noqa: F401
     except ModuleNotFoundError as error:
         if error.name != "fastconv.native._cpu":
-            return str(error)
-        return "there are none: installed with FASTCONV_NO_EXTENSIONS=1, or a source tree where they were not built"
+            return f"the extension modules can't be imported ({error})"
+        return "no extension modules here: installed with FASTCONV_NO_EXTENSIONS=1, or not built in this source tree"
     except ImportError as error:
-        return str(error)
+        return f"the extension modules can't be imported ({error})"
     return None
 
 
@@ -322,7 +322,7 @@ def configuration() -> dict[str, str]:
         report["openmp"] = str(native._cpu.OPENMP) if native._cpu.OPENMP else \
             "no: the extension modules were built without it, and run with one thread"
     else:
-        report["isa"] = f"none: the extension modules can't be imported ({error})"
+        report["isa"] = f"none: {error}"
         report["isas built"] = report["compiler"] = report["openmp"] = "none"
     report["numba"] = _numba_report()
     report["backends"] = ", ".join(name if backend_available(name) else f"{name} (not available)"

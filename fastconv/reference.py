@@ -133,7 +133,7 @@ def _tap(cells: Array, geometry: Window2dGeometry, i: int, j: int) -> Array:
     return cells[..., down, right]
 
 
-def _as_windows(col: Array, geometry: Window2dGeometry, layout: str) -> Array:
+def as_windows(col: Array, geometry: Window2dGeometry, layout: str) -> Array:
     """View of a column matrix of any layout as ``(N, C, KH, KW, OH, OW)``."""
     n, c, kernel, out = geometry.batch, geometry.channels, geometry.kernel, geometry.out_size
     if layout == "rows":
@@ -162,7 +162,7 @@ def _tap_matrices(weight: Array, geometry: Conv2dGeometry, dtype: np.dtype[Any])
 def im2col_core(x: Array, geometry: Window2dGeometry, layout: str, pad_value: Any = 0) -> Array:
     """``(N, C, H, W)`` -> the column matrix in `layout`, in `x`'s dtype."""
     col = _full(geometry.columns_shape(layout), 0, x.dtype)
-    windows, cells = _as_windows(col, geometry, layout), _padded(x, geometry, x.dtype, pad_value)
+    windows, cells = as_windows(col, geometry, layout), _padded(x, geometry, x.dtype, pad_value)
     for i, j in _taps(geometry):
         windows[:, :, i, j] = _tap(cells, geometry, i, j)
     return col
@@ -171,7 +171,7 @@ def im2col_core(x: Array, geometry: Window2dGeometry, layout: str, pad_value: An
 @_quiet
 def col2im_core(col: Array, geometry: Window2dGeometry, layout: str) -> Array:
     """The column matrix in `layout` -> ``(N, C, H, W)`` in `col`'s dtype: the sum over all windows that see a cell."""
-    windows, cells = _as_windows(col, geometry, layout), _padded_full(geometry, 0, _sum_dtype(col.dtype))
+    windows, cells = as_windows(col, geometry, layout), _padded_full(geometry, 0, _sum_dtype(col.dtype))
     for i, j in _taps(geometry):
         _tap(cells, geometry, i, j)[...] += windows[:, :, i, j]
     return np.array(_inside(cells, geometry), col.dtype, order="C")

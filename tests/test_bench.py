@@ -642,7 +642,7 @@ def test_tables_fit_the_terminal(width):
         assert "…" not in shown
 
 
-@pytest.mark.parametrize(("seconds", "text"), [(0.1234, "123"), (0.01234, "12.3"), (1.5e-3, "1.50"), (4.56e-6, "0.0046"),
+@pytest.mark.parametrize(("seconds", "text"), [(0.1234, "123"), (0.01234, "12.3"), (1.5e-3, "1.50"), (4.56e-6, "0.00456"),
                                                (12.3456, "12346"), (None, ""), (0.0, "0")])
 def test_milliseconds(seconds, text):
     assert report.milliseconds(seconds) == text
@@ -801,6 +801,13 @@ def test_wrong_options_under_pytest():
     done = run_pytest("--benchmark-only", "--layers=nothing")
     assert done.returncode == 4
     assert "no layer is called 'nothing'" in done.stderr
+
+
+@bench_folder
+def test_a_run_of_nothing_is_no_accident(tmp_path):
+    done = run_pytest("--benchmark-only", "--layers=tiny", "-k", "nothing", f"--benchmark-json={tmp_path / 'out.json'}")
+    assert done.returncode == 5, done.stdout + done.stderr  # pytest's code for no tests
+    assert "Traceback" not in done.stdout + done.stderr
 
 
 @bench_folder

@@ -194,7 +194,7 @@ SETUP = Path(__file__).resolve().parent.parent / "setup.py"
 
 @pytest.mark.skipif(not SETUP.exists(), reason="there is no setup.py beside the tests")
 def test_a_build_without_extensions_needs_no_cython_and_no_compiler(tmp_path):
-    pytest.importorskip("setuptools")
+    pytest.importorskip("setuptools", minversion="77")
     text = (f"import sys; sys.modules['Cython'] = None; sys.argv = ['setup.py', '-q', 'build', '--build-base', "
             f"{str(tmp_path)!r}, 'egg_info', '--egg-base', {str(tmp_path)!r}]; "
             f"__file__ = {str(SETUP)!r}; exec(compile(open(__file__).read(), __file__, 'exec'))")

@@ -269,9 +269,10 @@ def test_totals_of_a_network():
 
     records = [record("a", "direct", 1.0, 10, True), record("b", "direct", 2.0, 40, True),
                record("a", "im2col", 3.0, 500), record("b", "im2col", None, 900),
-               record("a", "winograd", 0.5, 70), record("b", "winograd", None, None)]
+               record("a", "winograd", 0.5, 70), record("b", "winograd", None, None),
+               record("a", "implicit_gemm", None, None), record("b", "implicit_gemm", None, None)]
     found = {r["algorithm"]: r for r in study.totals(records, {"a": 3, "b": 1})}
-    assert set(found) == {"direct", "winograd"}  # im2col was not run on b
+    assert set(found) == {"direct", "winograd"}  # im2col was not run on b, implicit_gemm can do neither
     assert found["direct"]["seconds"] == 5.0
     assert found["direct"]["gflops"] == pytest.approx(4 / 5)
     assert found["direct"]["measured_bytes"] == 40

@@ -437,12 +437,16 @@ def versions() -> dict[str, str]:
     return found
 
 
+def blas_is_limited() -> bool:
+    """Whether `limited` reaches BLAS: that takes threadpoolctl."""
+    return importlib.util.find_spec("threadpoolctl") is not None
+
+
 @contextlib.contextmanager
 def limited(threads: int) -> Iterator[None]:
     """A block in which BLAS, OpenMP and fastconv use so many threads. The peers' own pools are set where jobs are made."""
     with contextlib.ExitStack() as stack:
-        with contextlib.suppress(ImportError):
-            controller = importlib.import_module("threadpoolctl")
-            stack.enter_context(controller.threadpool_limits(threads))
+        if blas_is_limited():
+            stack.enter_context(importlib.import_module("threadpoolctl").threadpool_limits(threads))
         stack.enter_context(options(num_threads=threads))
         yield

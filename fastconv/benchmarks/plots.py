@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -139,15 +140,17 @@ def _roofline(axes: Any, groups: dict[tuple[Any, ...], list[Record]], numbers: d
             axes.plot([lo, hi], [peak, peak], style, color="0.3")
         else:
             knee = peak / (bandwidth / 1e9)
-            start = min(lo, knee / 2)
+            lo = start = min(lo, knee / 8)
             axes.plot([start, knee, max(hi, 2 * knee)], [start * bandwidth / 1e9, peak, peak], style, color="0.3",
                       linewidth=1.2)
             if style == "-":
                 middle = (lo * knee) ** 0.5
                 axes.text(middle, middle * bandwidth / 1e9 * 1.12, f"memory, copying: {bandwidth / 1e9:.0f} GB/s",
-                          ha="center", va="bottom", fontsize=8, rotation=45, rotation_mode="anchor",
+                          ha="center", va="bottom", fontsize=8, rotation_mode="anchor",
+                          rotation=math.degrees(math.atan(bandwidth / 1e9)),  # the line's, where axes are linear
                           transform_rotates_text=True)
-        axes.text(hi, peak * 1.04, f"{dtype} multiply-adds: {peak:.0f} GFLOP/s", ha="right", va="bottom", fontsize=8)
+        axes.text(max(lo, 0.0 if bandwidth is None else 1.1 * knee), peak * 1.04, f"{dtype} multiply-adds: {peak:.0f} GFLOP/s",
+                  va="bottom", fontsize=8)
     axes.set(xlim=(lo, hi * 1.2), ylim=(low, high))
     _plain_numbers(axes.xaxis)
     _plain_numbers(axes.yaxis)
@@ -247,14 +250,14 @@ def _curves(axes: Any, what: str, records: Sequence[Record]) -> None:
     ticker = require("matplotlib.ticker", "drawing")
     for (backend, algorithm), group in grouped(records, "backend", "algorithm").items():
         group = sorted((r for r in group if r["predicted_bytes"] is not None), key=lambda record: record["value"])
-        style = _style(group[0]) if group else {}
-        marker = style.pop("marker", None)
-        axes.plot([r["value"] for r in group], [_mb(r["predicted_bytes"]) for r in group],
-                  linestyle="-" if backend == "cython" else "--" if backend == "numpy" else ":", **style,
-                  label=f"{backend} {algorithm}")
+        if not group:
+            continue
+        style = _style(group[0])
+        line = {"linestyle": "-" if backend == "cython" else "--" if backend == "numpy" else ":", "color": style["color"]}
+        axes.plot([r["value"] for r in group], [_mb(r["predicted_bytes"]) for r in group], **line)
         run = [r for r in group if r["measured_bytes"] is not None]
-        axes.plot([r["value"] for r in run], [_mb(r["measured_bytes"]) for r in run], linestyle="", marker=marker,
-                  markersize=7, **style)
+        axes.plot([r["value"] for r in run], [_mb(r["measured_bytes"]) for r in run], markersize=7, **style | {"linestyle": ""})
+        axes.plot([], [], label=f"{backend} {algorithm}", markersize=6, **style | line)
     values = sorted({record["value"] for record in records})
     sizes = {record["value"]: _mb(record["input_bytes"]) for record in records}
     axes.plot(values, [sizes[value] for value in values], color="0.6", linewidth=1, label="the image itself")

@@ -93,7 +93,7 @@ def milliseconds(seconds: float | None) -> str:
     if seconds is None:
         return ""
     value = seconds * 1e3
-    return f"{value:.{max(0, min(4, 2 - math.floor(math.log10(value))))}f}" if value > 0 else "0"
+    return f"{value:.{max(0, min(5, 2 - math.floor(math.log10(value))))}f}" if value > 0 else "0"
 
 
 def megabytes(nbytes: int | None) -> str:

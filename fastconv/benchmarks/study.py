@@ -188,8 +188,8 @@ def pareto(points: Sequence[tuple[float, float]]) -> list[int]:
 def totals(records: Sequence[Record], counts: dict[str, int]) -> list[Record]:
     """A network's layers together, for each engine: time added up, scratch the largest. `counts`: layer -> occurrences.
 
-    An engine that could not do some layer does it with what the backend would choose there; one that was not run on some
-    layer has no total.
+    An engine that could not do some layer does it with what the backend would choose there; one that could do none, or was
+    not run on some layer, has no total.
     """
     by_engine: dict[Engine, dict[str, Record]] = {}
     for record in records:
@@ -199,12 +199,13 @@ def totals(records: Sequence[Record], counts: dict[str, int]) -> list[Record]:
     for engine, layers in by_engine.items():
         used = [chosen.get((name, engine.backend), record) if record["predicted_bytes"] is None else record
                 for name, record in layers.items()]
-        if len(used) < len(counts) or any(record["seconds"] is None for record in used):
+        stood_in = sum(record["algorithm"] != engine.algorithm for record in used)
+        if len(used) < len(counts) or stood_in == len(used) or any(record["seconds"] is None for record in used):
             continue
         flops = sum(record["flops"] * counts[record["layer"]] for record in used)
         seconds = sum(record["seconds"] * counts[record["layer"]] for record in used)
         found.append({"backend": engine.backend, "algorithm": engine.algorithm, "seconds": seconds,
                       "gflops": flops / seconds / 1e9,
                       **{name: max(record[name] for record in used) for name in ("predicted_bytes", "measured_bytes")},
-                      "stood_in": sum(record["algorithm"] != engine.algorithm for record in used)})
+                      "stood_in": stood_in})
     return found

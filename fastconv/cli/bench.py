@@ -21,6 +21,9 @@ SUMMARY = "time fastconv and other libraries on the layers of well-known network
 OPERATIONS = ("forward", "backward", "max_pool", "avg_pool", "im2col")
 SECONDS = 0.5
 
+#: A load average above which somebody else is at work.
+BUSY = 0.7
+
 
 def _list(text: str) -> list[str]:
     """Option type: names with commas between them."""
@@ -100,13 +103,16 @@ class _Run:
         from rich.console import Console
 
         from ..benchmarks import peers, report
-        from ..benchmarks.machine import CEILINGS
+        from ..benchmarks.machine import CEILINGS, load
         from ..benchmarks.machine import describe as describe_machine
 
         console = Console()
         if not console.is_terminal:  # into a file or a pipe: as wide as the tables are
             console = Console(width=200)
         machine = describe_machine(peers.versions())
+        busy = load()
+        if busy is not None:
+            machine["load average before the run"] = round(busy, 2)
         try:
             self._measure_ceilings()
             self._measure()
@@ -115,6 +121,12 @@ class _Run:
         finally:  # an interrupted run keeps what it has
             ceilings = self._ceilings()
             self._correct_shares()
+            if busy is not None and busy > BUSY:
+                console.print(f"The machine was not idle before the run (load average {busy:.1f}): times are longer than they "
+                              "need be, and with several threads ratios may be off as well.", style="bold red")
+            if not peers.blas_is_limited():
+                console.print("threadpoolctl is not installed: NumPy's BLAS has the number of threads that it chooses itself, "
+                              "and times of what uses it are not comparable.", style="bold red")
             for line in report.machine_lines(machine, ceilings):
                 console.print(line, highlight=False)
             for table in report.tables(self.records):

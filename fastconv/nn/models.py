@@ -166,11 +166,12 @@ class SimpleConvNet:
         name = os.fspath(file_name)
         try:
             # Never unpickled: a file of weights is data, and may come from anywhere.
-            file = np.load(name, allow_pickle=False)
-            if not isinstance(file, np.lib.npyio.NpzFile):
-                raise ValueError("a single array")
-            with file:
-                loaded = {key: file[key] for key in file.files}
+            with open(name, "rb") as stream:  # np.load leaves a file that it opened itself open where it fails
+                file = np.load(stream, allow_pickle=False)
+                if not isinstance(file, np.lib.npyio.NpzFile):
+                    raise ValueError("a single array")
+                with file:
+                    loaded = {key: file[key] for key in file.files}
         except (ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
             raise ValueError(f"{name}: not an npz file of parameters ({error})") from error
         for key, value in self.params.items():
