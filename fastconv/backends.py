@@ -6,8 +6,8 @@ They neither choose nor check.
 
 from __future__ import annotations
 
-import math
 import itertools
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
@@ -127,13 +127,13 @@ class NumpyBackend:
         windows = reference.as_windows(out, geometry, layout)
         windows[...] = pad_value
         for tap, cells, places in _tap_slices(geometry):
-            windows[(..., *tap, *places)] = x[(..., *cells)]
+            windows[:, :, tap[0], tap[1], places[0], places[1]] = x[:, :, cells[0], cells[1]]
 
     def col2im(self, col: Array, geometry: Window2dGeometry, layout: str, out: Array, threads: int) -> None:
         windows = reference.as_windows(col, geometry, layout)
         out[...] = 0
         for tap, cells, places in _tap_slices(geometry):
-            out[(..., *cells)] += windows[(..., *tap, *places)]
+            out[:, :, cells[0], cells[1]] += windows[:, :, tap[0], tap[1], places[0], places[1]]
 
     def max_pool(self, x: Array, geometry: Pool2dGeometry, out: Array, indices: Array | None, threads: int) -> None:
         values, places = reference.max_pool2d_core(x, geometry)
