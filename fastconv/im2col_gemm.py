@@ -55,13 +55,16 @@ def _forward_bytes(geometry: Conv2dGeometry, dtype: np.dtype, images: int, rows:
 
 
 def _data_bytes(geometry: Conv2dGeometry, dtype: np.dtype, images: int, rows: int) -> int:
-    """Scratch of one tile of backward data: the columns, and for a part of an image its pieces of dout and dx."""
+    """Scratch of one tile of backward data: the columns, and where a tile is not a whole dx its pieces of dout and dx."""
     places = images * rows * geometry.out_size[1]
     items = geometry.channels * geometry.taps * places
+    in_rows = (rows - 1) * geometry.stride[0] + geometry.extent[0]
     if rows < geometry.out_size[0]:
         items += geometry.out_channels * places
-        in_rows = min((rows - 1) * geometry.stride[0] + geometry.extent[0], geometry.in_size[0])
-        items += geometry.channels * in_rows * geometry.in_size[1]
+    else:  # rows at the end may be in no window
+        in_rows = max(in_rows - geometry.pads[0][0], 0)
+    if rows < geometry.out_size[0] or in_rows < geometry.in_size[0]:
+        items += images * geometry.channels * min(in_rows, geometry.in_size[0]) * geometry.in_size[1]
     return items * dtype.itemsize
 
 

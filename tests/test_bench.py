@@ -15,13 +15,19 @@ import numpy as np
 import pytest
 
 import fastconv
-from fastconv import native
 from fastconv.benchmarks import footprint, jobs, layers, machine, peers, report, rows, timing
 from fastconv.benchmarks.jobs import Job
 from fastconv.benchmarks.layers import ConvLayer, WindowLayer
 from fastconv.cli import main
 
+try:
+    from fastconv import native
+except ImportError:  # a build without extension modules
+    native = None
+
 ROOT = Path(__file__).resolve().parent.parent
+
+with_extensions = pytest.mark.skipif(native is None, reason="without the extension modules")
 
 
 # --- layers -----------------------------------------------------------------------------------------------------------
@@ -264,6 +270,7 @@ def new_peer(monkeypatch):
     return enter
 
 
+@with_extensions
 def test_a_row_is_checked_and_timed(new_peer):
     new_peer("twice", lambda job: lambda: fastconv.conv2d(job.x, job.weight, None, *job.conv.arguments))
     new_peer("wrong", lambda job: lambda: np.zeros(job.conv.geometry.output_shape, np.float32))
@@ -415,7 +422,7 @@ def test_median_and_best():
 LANES = {"avx512": 16, "avx2": 8, "baseline": 4}
 
 
-@pytest.mark.parametrize("isa", native.ISAS)
+@pytest.mark.parametrize("isa", native.ISAS if native else ())
 @pytest.mark.parametrize(("dtype", "itemsize"), [("float32", 4), ("float64", 8)])
 def test_the_peak_is_that_of_a_loop_that_was_really_run(isa, dtype, itemsize):
     if isa not in native.available_isas():
@@ -427,6 +434,7 @@ def test_the_peak_is_that_of_a_loop_that_was_really_run(isa, dtype, itemsize):
     assert 1e8 < rate < bound  # a loop that the compiler left out would be far above
 
 
+@with_extensions
 def test_the_loops_do_what_they_count():
     kernels = native.kernels
     assert kernels.fma_loop(1000, 4, 2) == 2 * kernels.fma_loop(1000, 4, 1) == 4 * kernels.fma_loop(1000, 8, 1)
@@ -462,6 +470,7 @@ def test_ceilings_only_rise(monkeypatch):
     assert ceilings._measure(("copy", 1, 1), lambda amount: pytest.fail("it looked"), False) == pytest.approx(200)
 
 
+@with_extensions
 def test_small_working_sets_are_held_against_small_copies(monkeypatch):
     monkeypatch.setattr(machine, "buffer_bytes", lambda: 2**22)
     ceilings = machine.Ceilings()
@@ -540,6 +549,7 @@ def test_without_the_hook_tracemalloc_counts(monkeypatch):
     assert found.array_bytes == pytest.approx(10**6, rel=0.05)
 
 
+@needs_hook
 @pytest.mark.skipif(footprint._reset_high_water() is None, reason="the system does not tell the resident set's peak")
 def test_what_no_hook_sees_is_resident():
     import ctypes
@@ -680,6 +690,7 @@ def is_png(path):
     return path.read_bytes()[:8] == b"\x89PNG\r\n\x1a\n" and path.stat().st_size > 10_000
 
 
+@with_extensions
 def test_the_command(tmp_path, capsys):
     pytest.importorskip("matplotlib")
     files = {name: tmp_path / f"out.{name}" for name in ("json", "markdown", "plot")}
@@ -745,6 +756,7 @@ def test_a_wrong_result_fails_the_command(new_peer, capsys):
     assert "wrong: the result is off by" in capsys.readouterr().err
 
 
+@with_extensions
 def test_the_list(capsys):
     assert main(["bench", "--list"]) == 0
     shown = capsys.readouterr().out
@@ -763,6 +775,7 @@ def run_pytest(*arguments, **kwargs):
                           capture_output=True, check=False, timeout=300, **kwargs)
 
 
+@with_extensions
 @bench_folder
 def test_benchmarks_under_pytest(tmp_path):
     path = tmp_path / "out.json"
@@ -810,6 +823,7 @@ def test_a_run_of_nothing_is_no_accident(tmp_path):
     assert "Traceback" not in done.stdout + done.stderr
 
 
+@with_extensions
 @bench_folder
 def test_a_slower_kernel_is_found(tmp_path):
     """Compared with an earlier run, a contender that lost a fifth stands out; the times come from a plugin, not a clock."""

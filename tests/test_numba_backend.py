@@ -566,13 +566,16 @@ def test_a_small_call_made_ready():
     rng = np.random.default_rng(0)
     x, weight = rng.standard_normal((1, 3, 8, 8)).astype("f4"), rng.standard_normal((4, 3, 3, 3)).astype("f4")
     bias = rng.standard_normal(4).astype("f4")
-    ready = SmallForward(conv2d_geometry(x.shape, weight.shape, padding=1), x.dtype, False, True)
+    ready_geometry = conv2d_geometry(x.shape, weight.shape, padding=1)
+    ready = SmallForward(ready_geometry, x.dtype, False, True)
     with fastconv.options(backend="numba"):
         want = fastconv.conv2d(x[0], weight, bias, padding=1, activation="relu")
     np.testing.assert_array_equal(ready(x, weight, bias), want)
     assert ready(x, weight, None).shape == (4, 8, 8)
-    for wrong in (np.asfortranarray(x), x.astype(">f4"), x.astype("f8")):
+    swapped = x.astype(">f4")
+    for wrong in (np.asfortranarray(x), swapped, x.astype("f8")):
         assert ready(wrong, weight, bias) is None
+    assert SmallForward(ready_geometry, swapped.dtype, False, True)(swapped, weight.astype(">f4"), None) is None
 
 
 # --- the cache on disk ------------------------------------------------------------------------------------------------

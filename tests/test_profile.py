@@ -22,6 +22,8 @@ LAYER = ConvLayer("layer", (2, 8, 20, 21), (6, 8, 3, 3), 1, 1)
 
 every_direction = pytest.mark.parametrize("direction", dispatch.OPERATIONS)
 
+with_extensions = pytest.mark.skipif(not backend_available("cython"), reason="without the extension modules")
+
 # --- predicted and measured -------------------------------------------------------------------------------------------
 
 #: A prediction may be off by so much, and by the bytes that bring a buffer to a cache line.
@@ -153,6 +155,7 @@ def test_records(direction):
     assert (plan.algorithm, plan.workspace_bytes) in [(r["algorithm"], r["predicted_bytes"]) for r in chosen]
 
 
+@with_extensions
 def test_expansion_is_what_the_column_matrix_has_more():
     for stride, kernel in ((1, 3), (2, 3), (1, 5), (3, 1)):
         layer = ConvLayer("", (1, 4, 60, 60), (4, 4, kernel, kernel), stride, padding=kernel // 2)
@@ -161,12 +164,14 @@ def test_expansion_is_what_the_column_matrix_has_more():
         assert record["column_bytes"] / record["input_bytes"] == pytest.approx(record["expansion"], rel=0.02)
 
 
+@with_extensions
 def test_pandas_takes_the_records():
     pandas = pytest.importorskip("pandas")
     frame = pandas.DataFrame(fastconv.profile_conv2d((1, 2, 6, 6), (3, 2, 3, 3), repeat=1, seconds=0.01))
     assert frame.set_index(["backend", "algorithm"])["predicted_bytes"].loc["cython", "direct"] > 0
 
 
+@with_extensions
 def test_other_dtypes_say_who_cannot():
     records = fastconv.profile_conv2d((1, 2, 6, 6), (3, 2, 3, 3), dtype="int16", repeat=1, seconds=0.01)
     skipped = {(r["backend"], r["algorithm"]): r["skipped"] for r in records}
@@ -190,6 +195,7 @@ def test_wrong_arguments(arguments, error, message):
 # --- what is too large ------------------------------------------------------------------------------------------------
 
 
+@with_extensions
 def test_a_terabyte_is_predicted_and_not_tried(monkeypatch):
     for name in ("x", "weight", "dout"):
         monkeypatch.setattr(Job, name, property(lambda job: pytest.fail("an array was made")))
@@ -206,6 +212,7 @@ def test_a_terabyte_is_predicted_and_not_tried(monkeypatch):
         assert record["measured_bytes"] is None
 
 
+@with_extensions
 def test_only_what_is_too_large_is_left_out(monkeypatch):
     column = study.predict(LAYER, Engine("cython", "im2col"))["column_bytes"]
     job = Job("forward", LAYER)
@@ -217,6 +224,7 @@ def test_only_what_is_too_large_is_left_out(monkeypatch):
     assert records["direct"]["seconds"] > 0
 
 
+@with_extensions
 def test_over_the_workspace_limit():
     with fastconv.options(workspace_limit=1000):
         record, = study.study(LAYER, which=[Engine("cython", "direct")])
@@ -303,6 +311,7 @@ def test_the_command(tmp_path, capsys):
     assert files["plot"].read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
 
 
+@with_extensions
 def test_a_network(capsys, tmp_path):
     path = tmp_path / "out.json"
     assert main(["profile", "--net", "lenet", "--batch", "2", "--algorithms", "cython-*", "--seconds", "0.01",
@@ -329,7 +338,7 @@ def test_predictions_alone(capsys, monkeypatch):
     (["--x", "1,2,8,8", "--weight", "3,2,9,9"], "the output height would be 0"),
     ([*SMALL, "--sweep", "height"], "argument --sweep: must be batch, stride or kernel"),
     ([*SMALL, "--padding", "0", "--sweep", "kernel=99"], "the output height would be"),
-    ([*SMALL, "--algorithms", "cython-*,nothing"], "argument --algorithms: no algorithm is called 'nothing'"),
+    ([*SMALL, "--algorithms", "numpy-*,nothing"], "argument --algorithms: no algorithm is called 'nothing'"),
     (["--net", "alexnet2"], "argument --net: there is no network 'alexnet2'"),
     (["--net", "lenet", *SMALL], "argument --net: goes with neither --x, --weight nor --sweep"),
     ([*SMALL, "--padding", "1,2,3"], "argument --padding: must be one number or two"),

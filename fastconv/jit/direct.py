@@ -49,6 +49,7 @@ of Numerical Algorithms, 2nd ed., section 4.2). Workers take (images, group, ban
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Iterator
 from functools import cached_property, lru_cache
 from typing import Any
@@ -791,24 +792,31 @@ class SmallForward:
     """
 
     def __init__(self, geometry: Conv2dGeometry, dtype: np.dtype, batched: bool, relu: bool) -> None:
-        self.dtype, self.relu = dtype, relu
+        self.dtype, self.relu = dtype.newbyteorder("="), relu
         self.shape = geometry.output_shape if batched else geometry.output_shape[1:]
-        self.plan = plan("forward", geometry, dtype.itemsize)
-        self.tables = self.plan.tables
-        self.no_bias = _zeros(geometry.out_channels, dtype)
+        self.no_bias = _zeros(geometry.out_channels, self.dtype)
+        this = plan("forward", geometry, dtype.itemsize)
+        _, self.job, _ = this.ready(1, self.dtype)
+        self.tables = this.tables
+        self.tile_bytes, self.nbytes = this.job["tile"] * dtype.itemsize, this.nbytes(1)
 
     def __call__(self, x: np.ndarray, weight: np.ndarray, bias: np.ndarray | None) -> np.ndarray | None:
         """The result, or None where an array is not as the kernel takes it."""
+        dtype = self.dtype
         if bias is None:
             bias = self.no_bias
         for array in (x, weight, bias):
-            if not array.flags.carray or array.dtype != self.dtype:
+            if not array.flags.carray or array.dtype != dtype:
                 return None
-        out = np.empty(self.shape, self.dtype)
-        _, job, scratch = self.plan.ready(1, self.dtype)
-        correlate(1, job, *self.tables, x.reshape(-1), weight.reshape(-1), bias, self.relu, out.reshape(-1), scratch[1],
-                  scratch[2])
+        out = np.empty(self.shape, dtype)
+        scratch = memory.scratch(self.nbytes)
+        correlate(1, self.job, *self.tables, x.reshape(-1), weight.reshape(-1), bias, self.relu, out.reshape(-1),
+                  scratch[:self.tile_bytes].view(dtype), scratch[self.tile_bytes:self.nbytes].view(dtype))
         return out
+
+
+#: Where `SmallForward` is found, as in :mod:`fastconv.native`.
+kernels = sys.modules[__name__]
 
 
 def backward_data(dout: np.ndarray, weight: np.ndarray, geometry: Conv2dGeometry, out: np.ndarray,
