@@ -19,7 +19,7 @@ are the rules of equal cells in a pooling. What differs:
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -100,9 +100,7 @@ def conv_backward_fast(dout: Any, cache: tuple[Any, ...]) -> tuple[Array, Array,
     """The gradients of :func:`conv_forward_fast`: ``(dx, dw, db)`` in the shapes of `x`, `w` and (F,)."""
     x, w, _, conv_param, *_ = cache
     stride, pad = _parameters("conv_param", conv_param, "stride", "pad")
-    dx, dw, db = functional.conv2d_backward(dout, x, w, stride, pad)
-    assert dx is not None and dw is not None and db is not None  # all three were asked for
-    return dx, dw, db
+    return cast("tuple[Array, Array, Array]", functional.conv2d_backward(dout, x, w, stride, pad))
 
 
 # --- pooling ----------------------------------------------------------------------------------------------------------
