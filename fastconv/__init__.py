@@ -21,10 +21,22 @@ from .functional import (
 from .geometry import conv_output_size
 from .memory import release_memory
 from .options import options, show_config
+from .poolings import (
+    adaptive_avg_pool2d,
+    adaptive_avg_pool2d_backward,
+    adaptive_max_pool2d,
+    lp_pool2d,
+    lp_pool2d_backward,
+    max_unpool2d,
+    max_unpool2d_backward,
+)
 from .profile import profile_conv2d
 
 __all__ = [
     "__version__",
+    "adaptive_avg_pool2d",
+    "adaptive_avg_pool2d_backward",
+    "adaptive_max_pool2d",
     "avg_pool2d",
     "avg_pool2d_backward",
     "col2im",
@@ -37,8 +49,12 @@ __all__ = [
     "global_avg_pool2d",
     "global_max_pool2d",
     "im2col",
+    "lp_pool2d",
+    "lp_pool2d_backward",
     "max_pool2d",
     "max_pool2d_backward",
+    "max_unpool2d",
+    "max_unpool2d_backward",
     "options",
     "pack_weight",
     "plan_conv2d",

@@ -18,11 +18,13 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from . import dispatch, memory
+from . import padding as padding_modes
 from .geometry import (
     Conv2dGeometry,
     Pool2dGeometry,
     as_int,
     as_shape,
+    check_padding_mode,
     conv2d_geometry,
     conv_transpose2d_geometry,
     pool2d_geometry,
@@ -369,7 +371,7 @@ def _checked_bias(bias: Any, channels: int) -> Array | None:
 
 def conv2d(x: ArrayLike, weight: ArrayLike | PackedWeight, bias: ArrayLike | None = None, stride: Any = 1,
            padding: Any = 0, dilation: Any = 1, groups: int = 1, *, activation: str | None = None,
-           algorithm: str = "auto", out: Array | None = None) -> Array:
+           algorithm: str = "auto", padding_mode: str = "zeros", out: Array | None = None) -> Array:
     """Two-dimensional convolution (cross-correlation: the filter is not flipped).
 
     ``out[n, k, i, j] = bias[k] + sum over c, a, b of x[n, c, i*stride + a*dilation - pad, ...] * weight[k, c, a, b]``
@@ -396,6 +398,9 @@ def conv2d(x: ArrayLike, weight: ArrayLike | PackedWeight, bias: ArrayLike | Non
         Applied to the result; ReLU keeps NaN.
     algorithm : {"auto", "direct", "im2col", "implicit_gemm", "winograd"}
         ``"auto"`` chooses by the geometry (see :func:`plan_conv2d`).
+    padding_mode : {"zeros", "reflect", "replicate", "circular"}
+        What padding holds, as in PyTorch: zeros; the image mirrored in its edge cells (less padding than the image is
+        large); its edge cells; or the image over again (at most once). For all but zeros a padded copy is made.
     out : ndarray, optional
         Where the result goes.
 
@@ -426,7 +431,8 @@ def conv2d(x: ArrayLike, weight: ArrayLike | PackedWeight, bias: ArrayLike | Non
     # True and 1.0 are the same key as 1, but not the same argument; a list is no key at all
     if (out is None and type(x) is type(weight) is np.ndarray and (bias is None or type(bias) is np.ndarray)
             and type(stride) is type(dilation) is type(groups) is int and type(padding) in (int, str)
-            and type(algorithm) is str and (activation is None or type(activation) is str)):
+            and type(algorithm) is str and (activation is None or type(activation) is str)
+            and type(padding_mode) is str and padding_mode == "zeros"):
         key = (x.shape, x.dtype, weight.shape, weight.dtype, bias is not None and (bias.shape, bias.dtype), stride,
                padding, dilation, groups, activation, algorithm)
         call = _small_calls.get(key)
@@ -441,6 +447,7 @@ def conv2d(x: ArrayLike, weight: ArrayLike | PackedWeight, bias: ArrayLike | Non
     geometry = conv2d_geometry(image.shape, filters.shape, stride, padding, dilation, groups)
     if packed is not None:
         filters, algorithm = packed.unpacked_for(geometry, algorithm)
+    seen, geometry = _seen_by_windows(image, geometry, padding_mode)
     offset = _checked_bias(bias, geometry.out_channels)
     dtype = _common_dtype(image, filters, offset)
     compute = dispatch.compute_dtype(dtype)
@@ -451,9 +458,17 @@ def conv2d(x: ArrayLike, weight: ArrayLike | PackedWeight, bias: ArrayLike | Non
     shape = geometry.output_shape if image.ndim == 4 else geometry.output_shape[1:]
     result = _Result(shape, dtype, compute, out, x=image, weight=filters, bias=offset)
     if result.array.size:
-        plan.run(_prepared("x", _batched(image), compute), _prepared("weight", filters, compute),
+        plan.run(_prepared("x", seen, compute), _prepared("weight", filters, compute),
                  None if offset is None else _prepared("bias", offset, compute), relu, _batched(result.array))
     return result()
+
+
+def _seen_by_windows(image: Array, geometry: Conv2dGeometry, mode: str) -> tuple[Array, Conv2dGeometry]:
+    """The batch that the kernels work on, and its geometry: a padded copy where the padding is not zeros."""
+    batch = _batched(image)
+    if check_padding_mode(mode, geometry) == "zeros":
+        return batch, geometry
+    return padding_modes.pad(batch, geometry.pads, mode), geometry.of_padded
 
 
 def _checked_dout(dout: Array, geometry: Conv2dGeometry | Pool2dGeometry, rank: int) -> None:
@@ -464,14 +479,15 @@ def _checked_dout(dout: Array, geometry: Conv2dGeometry | Pool2dGeometry, rank: 
 
 def conv2d_backward(dout: ArrayLike, x: ArrayLike, weight: ArrayLike, stride: Any = 1, padding: Any = 0,
                     dilation: Any = 1, groups: int = 1, *, need: Iterable[str] = GRADIENTS,
-                    algorithm: str = "auto") -> tuple[Array | None, Array | None, Array | None]:
+                    algorithm: str = "auto",
+                    padding_mode: str = "zeros") -> tuple[Array | None, Array | None, Array | None]:
     """The gradients of :func:`conv2d` with respect to the image, the weight and the bias.
 
     Parameters
     ----------
     dout : array_like, (N, K, OH, OW) or (K, OH, OW)
         Gradient with respect to the output.
-    x, weight, stride, padding, dilation, groups, algorithm
+    x, weight, stride, padding, dilation, groups, algorithm, padding_mode
         As in :func:`conv2d`.
     need : iterable of {"dx", "dw", "db"}
         The gradients to compute.
@@ -494,14 +510,15 @@ def conv2d_backward(dout: ArrayLike, x: ArrayLike, weight: ArrayLike, stride: An
     algorithm = dispatch.check_algorithm(algorithm)
     geometry = conv2d_geometry(image.shape, filters.shape, stride, padding, dilation, groups)
     _checked_dout(gradient, geometry, image.ndim)
+    check_padding_mode(padding_mode, geometry)
     dtype = _common_dtype(gradient, image, filters)
     compute = dispatch.compute_dtype(dtype)
     prepared = _batched(_prepared("dout", gradient, compute))
     dx = dw = db = None
     if "dx" in wanted:
-        dx = _backward_data(prepared, filters, geometry, image.shape, dtype, algorithm, None)
+        dx = _backward_data(prepared, filters, geometry, image.shape, dtype, algorithm, padding_mode, None)
     if "dw" in wanted:
-        dw = _backward_weight(prepared, image, geometry, dtype, algorithm, None)
+        dw = _backward_weight(prepared, image, geometry, dtype, algorithm, padding_mode, None)
     if "db" in wanted:
         db = _backward_bias(prepared, dtype)
     return dx, dw, db
@@ -519,25 +536,31 @@ def _checked_need(need: Any) -> set[str]:
 
 
 def _backward_data(dout: Array, weight: Array, geometry: Conv2dGeometry, shape: tuple[int, ...], dtype: np.dtype,
-                   algorithm: str, out: Array | None, bias: Array | None = None, /, **inputs: Array | None) -> Array:
+                   algorithm: str, mode: str, out: Array | None, bias: Array | None = None, /,
+                   **inputs: Array | None) -> Array:
     compute = dispatch.compute_dtype(dtype)
-    plan = dispatch.plan("backward_data", geometry, compute, algorithm)
+    zeros = check_padding_mode(mode, geometry) == "zeros"
+    seen = geometry if zeros else geometry.of_padded
+    plan = dispatch.plan("backward_data", seen, compute, algorithm)
     result = _Result(shape, dtype, compute, out, **inputs)
     if result.array.size:
-        plan.run(_prepared("dout", _batched(dout), compute), _prepared("weight", weight, compute),
-                 _batched(result.array))
+        cells = _batched(result.array) if zeros else memory.empty("the padded gradient", seen.input_shape, compute)
+        plan.run(_prepared("dout", _batched(dout), compute), _prepared("weight", weight, compute), cells)
+        if not zeros:
+            padding_modes.fold(cells, geometry.pads, mode, _batched(result.array))
         if bias is not None:
             with np.errstate(all="ignore"):
                 np.add(result.array, bias.astype(compute)[:, None, None], out=result.array)
     return result()
 
 
-def _backward_weight(dout: Array, x: Array, geometry: Conv2dGeometry, dtype: np.dtype, algorithm: str,
+def _backward_weight(dout: Array, x: Array, geometry: Conv2dGeometry, dtype: np.dtype, algorithm: str, mode: str,
                      out: Array | None, /, **inputs: Array | None) -> Array:
     compute = dispatch.compute_dtype(dtype)
+    seen, geometry = _seen_by_windows(x, geometry, mode)
     plan = dispatch.plan("backward_weight", geometry, compute, algorithm)
     result = _Result(geometry.weight_shape, dtype, compute, out, **inputs)
-    plan.run(_prepared("dout", _batched(dout), compute), _prepared("x", _batched(x), compute), result.array)
+    plan.run(_prepared("dout", _batched(dout), compute), _prepared("x", seen, compute), result.array)
     return result()
 
 
@@ -550,14 +573,14 @@ def _backward_bias(dout: Array, dtype: np.dtype) -> Array:
 
 def conv2d_backward_data(dout: ArrayLike, weight: ArrayLike, input_shape: Any, stride: Any = 1, padding: Any = 0,
                          dilation: Any = 1, groups: int = 1, *, algorithm: str = "auto",
-                         out: Array | None = None) -> Array:
+                         padding_mode: str = "zeros", out: Array | None = None) -> Array:
     """The gradient of :func:`conv2d` with respect to the image.
 
     Parameters
     ----------
     dout : array_like, (N, K, OH, OW) or (K, OH, OW)
         Gradient with respect to the output.
-    weight, stride, padding, dilation, groups, algorithm
+    weight, stride, padding, dilation, groups, algorithm, padding_mode
         As in :func:`conv2d`.
     input_shape : tuple of int
         Shape of the image, ``(N, C, H, W)`` or ``(C, H, W)``, and so of the result.
@@ -580,19 +603,19 @@ def conv2d_backward_data(dout: ArrayLike, weight: ArrayLike, input_shape: Any, s
     geometry = conv2d_geometry(shape, filters.shape, stride, padding, dilation, groups, x_name="input_shape")
     _checked_dout(gradient, geometry, len(shape))
     return _backward_data(gradient, filters, geometry, shape, _common_dtype(gradient, filters),
-                          dispatch.check_algorithm(algorithm), out, dout=gradient, weight=filters)
+                          dispatch.check_algorithm(algorithm), padding_mode, out, dout=gradient, weight=filters)
 
 
 def conv2d_backward_weight(dout: ArrayLike, x: ArrayLike, weight_shape: Any, stride: Any = 1, padding: Any = 0,
                            dilation: Any = 1, groups: int = 1, *, algorithm: str = "auto",
-                           out: Array | None = None) -> Array:
+                           padding_mode: str = "zeros", out: Array | None = None) -> Array:
     """The gradient of :func:`conv2d` with respect to the weight.
 
     Parameters
     ----------
     dout : array_like, (N, K, OH, OW) or (K, OH, OW)
         Gradient with respect to the output.
-    x, stride, padding, dilation, groups, algorithm
+    x, stride, padding, dilation, groups, algorithm, padding_mode
         As in :func:`conv2d`.
     weight_shape : tuple of int
         ``(K, C/groups, KH, KW)``, the shape of the result.
@@ -615,7 +638,7 @@ def conv2d_backward_weight(dout: ArrayLike, x: ArrayLike, weight_shape: Any, str
                                groups, weight_name="weight_shape")
     _checked_dout(gradient, geometry, image.ndim)
     return _backward_weight(gradient, image, geometry, _common_dtype(gradient, image),
-                            dispatch.check_algorithm(algorithm), out, dout=gradient, x=image)
+                            dispatch.check_algorithm(algorithm), padding_mode, out, dout=gradient, x=image)
 
 
 def conv_transpose2d(x: ArrayLike, weight: ArrayLike, bias: ArrayLike | None = None, stride: Any = 1, padding: Any = 0,
@@ -656,7 +679,8 @@ def conv_transpose2d(x: ArrayLike, weight: ArrayLike, bias: ArrayLike | None = N
     geometry = conv_transpose2d_geometry(image.shape, filters.shape, stride, padding, output_padding, groups, dilation)
     offset = _checked_bias(bias, geometry.channels)
     shape = geometry.input_shape if image.ndim == 4 else geometry.input_shape[1:]
-    return _backward_data(image, filters, geometry, shape, _common_dtype(image, filters, offset), "auto", out, offset,
+    return _backward_data(image, filters, geometry, shape, _common_dtype(image, filters, offset), "auto", "zeros", out,
+                          offset,
                           x=image, weight=filters, bias=offset)
 
 

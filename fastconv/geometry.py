@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from typing import Any
 
@@ -20,6 +20,7 @@ Pair = tuple[int, int]
 Pads = tuple[Pair, Pair]
 
 PADDING_NAMES = ("valid", "same", "same_lower", "full")
+PADDING_MODES = ("zeros", "reflect", "replicate", "circular")
 
 #: No parameter of a window may exceed this. It keeps every product of two of them inside 64 bits.
 LARGEST_PARAMETER = 2**31 - 1
@@ -300,6 +301,11 @@ class Conv2dGeometry(Window2dGeometry):
         """``(N, K, OH, OW)``"""
         return (self.batch, self.out_channels, *self.out_size)
 
+    @property
+    def of_padded(self) -> Conv2dGeometry:
+        """The same windows on an image that has the padding already."""
+        return replace(self, in_size=self.padded_size, pads=((0, 0), (0, 0)))
+
     @cached_property
     def flops(self) -> int:
         """Floating-point operations of the definition, an addition and a multiplication for each weight and pixel."""
@@ -405,6 +411,21 @@ def conv2d_geometry(x_shape: Any, weight_shape: Any, stride: Any = 1, padding: A
                          f"{channels}/{groups} = {channels // groups}, got {weights[1]} ({_shape_of(weight_name)} "
                          f"{weights}, {_shape_of(x_name)} {shape})")
     return Conv2dGeometry(*common, out_channels=weights[0], groups=groups)
+
+
+def check_padding_mode(mode: Any, geometry: Conv2dGeometry) -> str:
+    """Return `mode`, or raise TypeError or ValueError where it is none or the image too small for it."""
+    if not isinstance(mode, str):
+        raise TypeError(f"padding_mode must be one of {', '.join(map(repr, PADDING_MODES))}, got {mode!r}")
+    if mode not in PADDING_MODES:
+        raise ValueError(f"padding_mode must be one of {', '.join(map(repr, PADDING_MODES))}, got {mode!r}")
+    most = {"reflect": 1, "circular": 0}  # a cell may be taken twice, but not from a cell of padding
+    for axis, name in enumerate(("height", "width")):
+        if mode in most and max(geometry.pads[axis]) > geometry.in_size[axis] - most[mode]:
+            raise ValueError(f"padding along the {name} must be at most {geometry.in_size[axis] - most[mode]} with "
+                             f"padding_mode={mode!r} and an image {name} of {geometry.in_size[axis]}, got "
+                             f"{geometry.pads[axis]}")
+    return mode
 
 
 def conv_transpose2d_geometry(x_shape: Any, weight_shape: Any, stride: Any = 1, padding: Any = 0,

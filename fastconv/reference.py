@@ -37,6 +37,7 @@ from fastconv.geometry import (
     Pool2dGeometry,
     Window2dGeometry,
     as_int,
+    check_padding_mode,
     conv2d_geometry,
     conv_transpose2d_geometry,
     pool2d_geometry,
@@ -413,16 +414,44 @@ def col2im(col: ArrayLike, input_shape: Any, filter_h: int, filter_w: int, strid
 
 
 def conv2d(x: ArrayLike, weight: ArrayLike, bias: ArrayLike | None = None, stride: Any = 1, padding: Any = 0,
-           dilation: Any = 1, groups: int = 1, *, activation: Literal["relu"] | None = None) -> Array:
+           dilation: Any = 1, groups: int = 1, *, activation: Literal["relu"] | None = None,
+           padding_mode: str = "zeros") -> Array:
     """Convolution (cross-correlation). Parameters and result as :func:`fastconv.conv2d`."""
     x, weight = _as_numeric("x", x), _as_numeric("weight", weight)
     geometry = conv2d_geometry(x.shape, weight.shape, stride, padding, dilation, groups)
+    x, geometry = _continued(x, geometry, padding_mode)
     bias = _as_bias(bias, geometry.out_channels)
     if activation not in (None, "relu"):
         raise ValueError(f"activation must be None or 'relu', got {activation!r}")
     if activation is not None and "c" in (x.dtype.kind, weight.dtype.kind, "" if bias is None else bias.dtype.kind):
         raise TypeError("activation 'relu' needs real numbers, got complex ones")
     return _without_batch(conv2d_core(_as_batch(x), weight, bias, geometry, activation == "relu"), x.ndim == 3)
+
+
+#: What np.pad calls the padding modes.
+_NUMPY_MODES: dict[str, Any] = {"reflect": "reflect", "replicate": "edge", "circular": "wrap"}
+
+
+def _continued(x: Array, geometry: Conv2dGeometry, mode: str) -> tuple[Array, Conv2dGeometry]:
+    """`x`, with the padding around it where that is not zeros, and the geometry of the rest of the convolution."""
+    if check_padding_mode(mode, geometry) == "zeros":
+        return x, geometry
+    return np.pad(x, ((0, 0),) * (x.ndim - 2) + geometry.pads, mode=_NUMPY_MODES[mode]), geometry.of_padded
+
+
+def _continued_data_gradient(dout: Array, weight: Array, geometry: Conv2dGeometry, mode: str) -> Array:
+    """:func:`conv2d_backward_data_core`; what padding gets goes to the cells that it was made from."""
+    if check_padding_mode(mode, geometry) == "zeros":
+        return conv2d_backward_data_core(dout, weight, geometry)
+    cells = conv2d_backward_data_core(dout, weight, geometry.of_padded)
+    height, width = geometry.in_size
+    numbers = np.pad(np.arange(height * width).reshape(height, width), geometry.pads, mode=_NUMPY_MODES[mode])
+    planes = geometry.batch * geometry.channels
+    first = np.arange(planes)[:, np.newaxis] * (height * width)  # cell of each plane
+    dx = _full((planes * height * width,), 0, _sum_dtype(cells.dtype))
+    with np.errstate(all="ignore"):
+        np.add.at(dx, first + numbers.ravel(), cells.reshape(planes, numbers.size).astype(dx.dtype))
+        return dx.reshape(geometry.input_shape).astype(cells.dtype, copy=False)
 
 
 def _as_bias(bias: ArrayLike | None, channels: int) -> Array | None:
@@ -434,7 +463,8 @@ def _as_bias(bias: ArrayLike | None, channels: int) -> Array | None:
 
 
 def conv2d_backward(dout: ArrayLike, x: ArrayLike, weight: ArrayLike, stride: Any = 1, padding: Any = 0,
-                    dilation: Any = 1, groups: int = 1, *, need: Iterable[str] = ("dx", "dw", "db")) -> Gradients:
+                    dilation: Any = 1, groups: int = 1, *, need: Iterable[str] = ("dx", "dw", "db"),
+                    padding_mode: str = "zeros") -> Gradients:
     """The gradients of :func:`conv2d`. Parameters and result as :func:`fastconv.conv2d_backward`."""
     dout, x, weight = _as_common(dout=dout, x=x, weight=weight)
     geometry = conv2d_geometry(x.shape, weight.shape, stride, padding, dilation, groups)
@@ -444,30 +474,31 @@ def conv2d_backward(dout: ArrayLike, x: ArrayLike, weight: ArrayLike, stride: An
         if name not in ("dx", "dw", "db"):
             raise ValueError(f"need must be made of 'dx', 'dw' and 'db', got {name!r}")
     single, dout, x = x.ndim == 3, _as_batch(dout), _as_batch(x)
+    seen, without = _continued(x, geometry, padding_mode)
     return (
-        _without_batch(conv2d_backward_data_core(dout, weight, geometry), single) if "dx" in need else None,
-        conv2d_backward_weight_core(dout, x, geometry) if "dw" in need else None,
+        _without_batch(_continued_data_gradient(dout, weight, geometry, padding_mode), single) if "dx" in need else None,
+        conv2d_backward_weight_core(dout, seen, without) if "dw" in need else None,
         conv2d_backward_bias_core(dout) if "db" in need else None,
     )
 
 
 def conv2d_backward_data(dout: ArrayLike, weight: ArrayLike, input_shape: Any, stride: Any = 1, padding: Any = 0,
-                         dilation: Any = 1, groups: int = 1) -> Array:
+                         dilation: Any = 1, groups: int = 1, *, padding_mode: str = "zeros") -> Array:
     """The gradient of :func:`conv2d` in `x`. Parameters and result as :func:`fastconv.conv2d_backward_data`."""
     dout, weight = _as_numeric("dout", dout), _as_numeric("weight", weight)
     geometry = conv2d_geometry(input_shape, weight.shape, stride, padding, dilation, groups, x_name="input_shape")
     single = len(input_shape) == 3
     _check_shape("dout", dout, geometry.output_shape, single)
-    return _without_batch(conv2d_backward_data_core(_as_batch(dout), weight, geometry), single)
+    return _without_batch(_continued_data_gradient(_as_batch(dout), weight, geometry, padding_mode), single)
 
 
 def conv2d_backward_weight(dout: ArrayLike, x: ArrayLike, weight_shape: Any, stride: Any = 1, padding: Any = 0,
-                           dilation: Any = 1, groups: int = 1) -> Array:
+                           dilation: Any = 1, groups: int = 1, *, padding_mode: str = "zeros") -> Array:
     """The gradient of :func:`conv2d` in `weight`. Parameters and result as :func:`fastconv.conv2d_backward_weight`."""
     dout, x = _as_numeric("dout", dout), _as_numeric("x", x)
     geometry = conv2d_geometry(x.shape, weight_shape, stride, padding, dilation, groups, weight_name="weight_shape")
     _check_shape("dout", dout, geometry.output_shape, x.ndim == 3)
-    return conv2d_backward_weight_core(_as_batch(dout), _as_batch(x), geometry)
+    return conv2d_backward_weight_core(_as_batch(dout), *_continued(_as_batch(x), geometry, padding_mode))
 
 
 def conv_transpose2d(x: ArrayLike, weight: ArrayLike, bias: ArrayLike | None = None, stride: Any = 1, padding: Any = 0,

@@ -73,6 +73,8 @@ CONVOLUTIONS = {
     "depthwise": (3, 3, 3, {"groups": 3, "padding": 1}),
     "pointwise": (3, 4, 1, {}),
     "no bias": (2, 3, 3, {"bias": False}),
+    "reflected": (2, 3, 3, {"padding": 2, "padding_mode": "reflect"}),
+    "circular": (2, 3, 3, {"padding": (1, 2), "padding_mode": "circular", "stride": 2}),
 }
 
 

@@ -15,6 +15,7 @@ or rebound, ``layer.params["weight"] = other``.
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -28,7 +29,15 @@ from ..functional import (
     max_pool2d,
     max_pool2d_backward,
 )
-from ..geometry import as_int, as_pair, conv2d_geometry, extent, pool2d_geometry
+from ..geometry import (
+    LARGEST_PARAMETER,
+    as_int,
+    as_pair,
+    check_padding_mode,
+    conv2d_geometry,
+    extent,
+    pool2d_geometry,
+)
 
 __all__ = ["Affine", "AvgPool2d", "Conv2d", "Dropout", "Flatten", "Layer", "MaxPool2d", "Relu", "SoftmaxWithLoss",
            "softmax"]
@@ -105,6 +114,8 @@ class Conv2d(Layer):
         As in :func:`fastconv.conv2d`.
     bias : bool
         Whether there is a bias, zero at first.
+    padding_mode : {"zeros", "reflect", "replicate", "circular"}
+        As in :func:`fastconv.conv2d`.
     weight_init_std : float, optional
         Standard deviation of the initial weights; by default ``sqrt(2 / (C/groups * KH * KW))``.
     seed : int, numpy.random.Generator or None
@@ -128,8 +139,8 @@ class Conv2d(Layer):
     input_gradient: bool = True
 
     def __init__(self, in_channels: int, out_channels: int, kernel_size: Any, stride: Any = 1, padding: Any = 0,
-                 dilation: Any = 1, groups: int = 1, bias: bool = True, *, weight_init_std: float | None = None,
-                 seed: Seed = None, dtype: npt.DTypeLike = np.float32) -> None:
+                 dilation: Any = 1, groups: int = 1, bias: bool = True, padding_mode: str = "zeros", *,
+                 weight_init_std: float | None = None, seed: Seed = None, dtype: npt.DTypeLike = np.float32) -> None:
         super().__init__()
         channels, groups = as_int("in_channels", in_channels, 1), as_int("groups", groups, 1)
         kernel, gaps = as_pair("kernel_size", kernel_size), as_pair("dilation", dilation)
@@ -138,8 +149,10 @@ class Conv2d(Layer):
         shape = (as_int("out_channels", out_channels, 1), channels // groups, *kernel)
         # The smallest image that the window fits: whatever else is wrong with the arguments is reported here and now.
         smallest = (channels, extent(kernel[0], gaps[0]), extent(kernel[1], gaps[1]))
-        conv2d_geometry(smallest, shape, stride, padding, gaps, groups)
+        geometry = conv2d_geometry(smallest, shape, stride, padding, gaps, groups)
+        check_padding_mode(padding_mode, replace(geometry, in_size=(LARGEST_PARAMETER, LARGEST_PARAMETER)))
         self.stride, self.padding, self.dilation, self.groups = stride, padding, dilation, groups
+        self.padding_mode = padding_mode
         self.params["weight"] = _initial_weight(shape, weight_init_std, seed, dtype)
         if bias:
             self.params["bias"] = np.zeros(shape[0], self.params["weight"].dtype)
@@ -166,7 +179,7 @@ class Conv2d(Layer):
         """Return the convolution of `x` (N, C, H, W) with the weight, plus the bias: (N, K, OH, OW)."""
         x = np.asarray(x)
         out = conv2d(x, self.params["weight"], self.params.get("bias"), self.stride, self.padding, self.dilation,
-                     self.groups)
+                     self.groups, padding_mode=self.padding_mode)
         self._x = x if self.training else None
         return out
 
@@ -175,7 +188,7 @@ class Conv2d(Layer):
         x = self._kept(self._x)
         need = (("dx",) if self.input_gradient else ()) + ("dw",) + (("db",) if "bias" in self.params else ())
         dx, dw, db = conv2d_backward(dout, x, self.params["weight"], self.stride, self.padding, self.dilation,
-                                     self.groups, need=need)
+                                     self.groups, need=need, padding_mode=self.padding_mode)
         self.grads.update({name: gradient for name, gradient in (("weight", dw), ("bias", db)) if gradient is not None})
         return dx
 
@@ -183,7 +196,8 @@ class Conv2d(Layer):
         out_channels, in_channels, *kernel = self.params["weight"].shape
         return (f"{in_channels * self.groups}, {out_channels}, {tuple(kernel)}, stride={self.stride}, "
                 f"padding={self.padding!r}, dilation={self.dilation}, groups={self.groups}, "
-                f"bias={'bias' in self.params}")
+                f"bias={'bias' in self.params}"
+                + (f", padding_mode={self.padding_mode!r}" if self.padding_mode != "zeros" else ""))
 
 
 def _check_pool(kernel_size: Any, stride: Any, padding: Any, dilation: Any, ceil_mode: bool) -> None:
