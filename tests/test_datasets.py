@@ -146,6 +146,22 @@ def test_mnist_in_four_files(suffix: str, tmp_path: Path) -> None:
         nn.load_mnist(tmp_path, dtype=np.uint8)
 
 
+def test_the_books_arguments(tmp_path: Path) -> None:
+    write_part(tmp_path, "train", 30)
+    write_part(tmp_path, "t10k", 20)
+    plain = nn.load_mnist(path=tmp_path)
+    (x_train, t_train), (x_test, t_test) = nn.load_mnist(tmp_path, False, True, True).pairs
+    assert x_train.dtype == x_test.dtype == np.uint8
+    np.testing.assert_array_equal(x_train, (plain.x_train * 255).round().reshape(30, 20))
+    np.testing.assert_array_equal(x_test, (plain.x_test * 255).round().reshape(20, 20))
+    np.testing.assert_array_equal(t_train, np.eye(10)[plain.t_train])
+    np.testing.assert_array_equal(t_test, np.eye(10)[plain.t_test])
+    rows = nn.load_mnist(tmp_path, normalize=True, flatten=True, one_hot_label=True)
+    assert rows.classes == 10
+    np.testing.assert_array_equal(rows.x_train, plain.x_train.reshape(30, 20))
+    assert nn.load_mnist(tmp_path, normalize=False).x_test.shape == (20, 1, 4, 5)
+
+
 def test_pixels_are_from_0_to_1(tmp_path: Path) -> None:
     write_part(tmp_path, "train", 5)
     write_idx(tmp_path / NAMES["train", "images"], np.array([0, 255, 51, 102, 204])[:, None, None])

@@ -358,8 +358,53 @@ def test_initial_weights() -> None:
             nn.Affine(2, 3, weight_init_std=std)
 
 
+def test_initial_weights_by_name() -> None:
+    shape = (50, 32, 3, 3)  # 288 terms of an output, 450 outputs for an input
+    for name, std in (("he", np.sqrt(2 / 288)), ("lecun", np.sqrt(1 / 288)), ("glorot", np.sqrt(2 / (288 + 450)))):
+        weight = nn.Conv2d(32, 50, 3, weight_init_std=name, seed=0).params["weight"]
+        assert weight.shape == shape
+        assert weight.std() == pytest.approx(std, rel=0.03)
+        uniform = np.abs(weight).max() < 1.75 * std
+        assert uniform == (name == "glorot")
+    limit = np.sqrt(6 / (400 + 100))
+    weight = nn.Affine(400, 100, weight_init_std="glorot", seed=0).params["weight"]
+    assert 0.99 * limit < np.abs(weight).max() <= limit
+
+
+@pytest.mark.parametrize("layer", [nn.Sigmoid(), nn.Tanh()], ids=repr)
+def test_activation_gradients(layer: Layer, rng: np.random.Generator) -> None:
+    check_gradients(layer, rng.standard_normal((2, 3, 4)), rng, h=1e-4, tolerance=1e-6)
+
+
+def test_activations_at_the_ends() -> None:
+    x = np.array([-1e4, -1, 0, 1, 1e4, np.nan], np.float32)
+    with np.errstate(all="raise"):
+        np.testing.assert_allclose(nn.Sigmoid().forward(x), [0, 1 / (1 + np.e), 0.5, np.e / (1 + np.e), 1, np.nan], rtol=1e-6)
+        np.testing.assert_allclose(nn.Tanh().forward(x), [-1, -0.7615942, 0, 0.7615942, 1, np.nan], rtol=1e-6)
+    assert nn.Sigmoid().forward(x).dtype == nn.Tanh().forward(x).dtype == np.float32
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 5, 8])
+def test_local_response_norm(size: int, engine: Any, rng: np.random.Generator) -> None:
+    layer, x = nn.LocalResponseNorm(size, alpha=0.3, beta=0.7, k=1.5), rng.standard_normal((2, 4, 3, 2))
+    got = layer.forward(x)
+    for c in range(4):
+        around = x[:, max(c - size // 2, 0):c + (size - 1) // 2 + 1]
+        np.testing.assert_allclose(got[:, c], x[:, c] / (1.5 + 0.3 / size * (around ** 2).sum(axis=1)) ** 0.7, rtol=1e-12)
+    check_gradients(layer, x, rng, h=1e-4, tolerance=1e-6)
+
+
+def test_local_response_norm_is_torchs() -> None:
+    torch = pytest.importorskip("torch", reason="PyTorch is not installed")
+    x = np.random.default_rng(0).standard_normal((2, 7, 4, 5)) * 20
+    for size in (1, 4, 5):
+        want = torch.nn.LocalResponseNorm(size, 0.01, 0.75, 2)(torch.from_numpy(x)).numpy()
+        np.testing.assert_allclose(nn.LocalResponseNorm(size, 0.01, 0.75, 2).forward(x), want, rtol=1e-12)
+
+
 def test_a_batch_of_none_goes_all_the_way() -> None:
-    layers = [nn.Conv2d(1, 4, 3), nn.Relu(), nn.MaxPool2d(2), nn.AvgPool2d(2), nn.Flatten(), nn.Dropout(),
+    layers = [nn.Conv2d(1, 4, 3), nn.Relu(), nn.MaxPool2d(2), nn.LocalResponseNorm(), nn.Tanh(), nn.AvgPool2d(2),
+              nn.Sigmoid(), nn.Flatten(), nn.Dropout(),
               nn.Affine(36, 5)]
     out = np.zeros((0, 1, 14, 14), np.float32)
     for layer in layers:
@@ -452,8 +497,15 @@ def test_repr_has_the_arguments() -> None:
     (lambda: nn.SoftmaxWithLoss().forward(np.zeros((2, 3)), [-1, 2]), ValueError, "labels of 0 to 2, got -1 to 2"),
     (lambda: nn.SoftmaxWithLoss().forward(np.zeros((2, 3)), [0.0, 1.0]), TypeError, "t must be integers"),
     (lambda: nn.SoftmaxWithLoss().backward(), RuntimeError, "SoftmaxWithLoss.backward needs a forward"),
-    (lambda: Im2colConv2d(2, 2, 3, groups=2), NotImplementedError, "groups=1 and dilation=1 only, got groups=2"),
+    (lambda: Im2colConv2d(2, 2, 3, groups=2), NotImplementedError,
+     "groups=1, dilation=1 and padding_mode='zeros' only, got groups=2"),
     (lambda: Im2colConv2d(2, 2, 3, dilation=2), NotImplementedError, "dilation=2"),
+    (lambda: Im2colConv2d(2, 2, 3, padding_mode="reflect"), NotImplementedError, "padding_mode='reflect'"),
+    (lambda: nn.Conv2d(2, 2, 3, padding_mode="edge"), ValueError, "padding_mode must be one of"),
+    (lambda: nn.Conv2d(2, 2, 3, weight_init_std="xavier"), ValueError,
+     "weight_init_std must be a number or one of 'he', 'lecun', 'glorot', got 'xavier'"),
+    (lambda: nn.LocalResponseNorm(0), ValueError, "size must be at least 1"),
+    (lambda: nn.LocalResponseNorm().forward(np.zeros((2, 3))), ValueError, r"x must have the shape \(N, C, H, W\)"),
     (lambda: Im2colMaxPool2d(2, padding=1), NotImplementedError, "no padding, dilation or ceil_mode"),
 ])
 def test_errors_name_the_argument(build: Callable[[], Any], error: type[Exception], message: str) -> None:

@@ -22,7 +22,10 @@ PathLike = str | os.PathLike[str]
 
 
 class Dataset(NamedTuple):
-    """Images (N, C, H, W) with values of 0 to 1, and labels (N,) of 0 to `classes` - 1, to train and to test on."""
+    """Images (N, C, H, W) with values of 0 to 1, and labels (N,) of 0 to `classes` - 1, to train and to test on.
+
+    Where it was asked for, images are (N, C*H*W), have the values of the file, or labels are one-hot, (N, classes).
+    """
 
     x_train: Array
     t_train: Array
@@ -32,7 +35,14 @@ class Dataset(NamedTuple):
     @property
     def classes(self) -> int:
         """One more than the largest label."""
+        if self.t_train.ndim == 2:
+            return int(self.t_train.shape[1])
         return int(max(self.t_train.max(), self.t_test.max())) + 1
+
+    @property
+    def pairs(self) -> tuple[tuple[Array, Array], tuple[Array, Array]]:
+        """``(x_train, t_train), (x_test, t_test)``, as the book's `load_mnist` returns them."""
+        return (self.x_train, self.t_train), (self.x_test, self.t_test)
 
 
 # --- IDX files ------------------------------------------------------------------------------------------------------
@@ -167,15 +177,23 @@ def _load_part(folder: Path, part: str) -> tuple[Array, Array, Path] | None:
     return images, labels, images_path
 
 
-def load_mnist(folder: PathLike, *, seed: Seed = 0, dtype: npt.DTypeLike = np.float32) -> Dataset:
+def load_mnist(path: PathLike, normalize: bool = True, flatten: bool = False, one_hot_label: bool = False, *,
+               seed: Seed = 0, dtype: npt.DTypeLike = np.float32) -> Dataset:
     """Read MNIST, Fashion-MNIST or another set of the same form from a folder.
 
     Parameters
     ----------
-    folder : path
+    path : path
+        The folder.
         It has ``train-images-idx3-ubyte``, ``train-labels-idx1-ubyte``, ``t10k-images-idx3-ubyte`` and
         ``t10k-labels-idx1-ubyte``, each with ``.gz`` or without (``images.idx3`` for ``images-idx3`` is known too).
         Where it has only one of the two pairs, four fifths of that one are to train on and one fifth to test on.
+    normalize : bool
+        Divide the pixels by 255. Otherwise they are the file's bytes.
+    flatten : bool
+        Images as rows, (N, H*W).
+    one_hot_label : bool
+        Labels as rows (N, classes) with a single 1, in `dtype`.
     seed : int, numpy.random.Generator or None
         Where the choice of that fifth comes from.
     dtype : dtype
@@ -184,7 +202,8 @@ def load_mnist(folder: PathLike, *, seed: Seed = 0, dtype: npt.DTypeLike = np.fl
     Returns
     -------
     Dataset
-        Images (N, 1, H, W), pixels divided by 255.
+        Images (N, 1, H, W), and labels (N,), unless other ones were asked for. In the book's form it is
+        ``(x_train, t_train), (x_test, t_test) = load_mnist(path).pairs``.
 
     Raises
     ------
@@ -193,7 +212,20 @@ def load_mnist(folder: PathLike, *, seed: Seed = 0, dtype: npt.DTypeLike = np.fl
     ValueError
         Where a file is damaged, or the files do not fit together.
     """
-    folder = Path(folder)
+    data = _load_mnist(Path(path), seed)
+    real = _checked_real(dtype)
+
+    def prepared(x: Array, t: Array) -> tuple[Array, Array]:
+        images = x[:, None] if not normalize else _as_input(x, 255, real)
+        if flatten:
+            images = images.reshape(len(images), -1)
+        return images, np.eye(data.classes, dtype=real)[t] if one_hot_label else t
+
+    return Dataset(*prepared(data.x_train, data.t_train), *prepared(data.x_test, data.t_test))
+
+
+def _load_mnist(folder: Path, seed: Seed) -> Dataset:
+    """The bytes (N, H, W) and labels of the folder."""
     # Opening it tells apart: not there, not a folder, not to be read.
     names = os.listdir(folder)
     parts = {part: _load_part(folder, part) for part in ("train", "t10k")}
@@ -205,12 +237,11 @@ def load_mnist(folder: PathLike, *, seed: Seed = 0, dtype: npt.DTypeLike = np.fl
         if train[0].shape[1:] != test[0].shape[1:]:
             raise ValueError(f"{train[2]} has images of {train[0].shape[1:]} pixels, but {test[2]} of "
                              f"{test[0].shape[1:]}")
-        return Dataset(_as_input(train[0], 255, dtype), train[1].astype(np.int64),
-                       _as_input(test[0], 255, dtype), test[1].astype(np.int64))
+        return Dataset(train[0], train[1].astype(np.int64), test[0], test[1].astype(np.int64))
     images, labels, path = train or test  # type: ignore[misc]  # one of them is there
     if len(images) < 2:
         raise ValueError(f"{path}: must have at least 2 images to be split, got {len(images)}")
-    return _split(_as_input(images, 255, dtype), labels.astype(np.int64), seed)
+    return _split(images, labels.astype(np.int64), seed)
 
 
 def load_digits(*, seed: Seed = 0, dtype: npt.DTypeLike = np.float32) -> Dataset:
@@ -234,12 +265,16 @@ def load_digits(*, seed: Seed = 0, dtype: npt.DTypeLike = np.float32) -> Dataset
 
 def _as_input(images: Array, largest: int, dtype: npt.DTypeLike) -> Array:
     """(N, H, W) of 0 to `largest` -> (N, 1, H, W) of 0 to 1."""
+    scaled: Any = images.astype(_checked_real(dtype))[:, None]
+    scaled /= largest
+    return np.asarray(scaled)
+
+
+def _checked_real(dtype: npt.DTypeLike) -> np.dtype[Any]:
     real = np.dtype(dtype)
     if not np.issubdtype(real, np.floating):
         raise TypeError(f"dtype must be a floating-point type, got {real}")
-    scaled: Any = images.astype(real)[:, None]
-    scaled /= largest
-    return np.asarray(scaled)
+    return real
 
 
 def _split(x: Array, t: Array, seed: Seed) -> Dataset:

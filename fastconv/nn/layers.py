@@ -15,6 +15,7 @@ or rebound, ``layer.params["weight"] = other``.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -39,8 +40,8 @@ from ..geometry import (
     pool2d_geometry,
 )
 
-__all__ = ["Affine", "AvgPool2d", "Conv2d", "Dropout", "Flatten", "Layer", "MaxPool2d", "Relu", "SoftmaxWithLoss",
-           "softmax"]
+__all__ = ["INITIALIZERS", "Affine", "AvgPool2d", "Conv2d", "Dropout", "Flatten", "Layer", "LocalResponseNorm",
+           "MaxPool2d", "Relu", "Sigmoid", "SoftmaxWithLoss", "Tanh", "softmax"]
 
 Array = npt.NDArray[Any]
 Seed = int | np.random.Generator | None
@@ -87,18 +88,38 @@ class Layer:
         return value
 
 
-def _initial_weight(shape: tuple[int, ...], std: float | None, seed: Seed, dtype: npt.DTypeLike) -> Array:
-    """Normal weights; by default of He's standard deviation, which keeps the variance of a ReLU network's activations
-    (He et al. 2015, "Delving Deep into Rectifiers")."""
+#: The initial weights that go by a name: standard deviation, or half width where they are uniform, from the fans (the
+#: terms of one output, and the outputs that one input has a share in).
+INITIALIZERS: dict[str, tuple[str, Callable[[int, int], float]]] = {
+    # keeps the variance of a ReLU network's activations: He et al. 2015, "Delving Deep into Rectifiers"
+    "he": ("normal", lambda fan_in, fan_out: math.sqrt(2 / fan_in)),
+    # keeps that of a linear layer: LeCun et al. 1998, "Efficient BackProp"
+    "lecun": ("normal", lambda fan_in, fan_out: math.sqrt(1 / fan_in)),
+    # a compromise with that of the gradients, Keras's default: Glorot and Bengio 2010
+    "glorot": ("uniform", lambda fan_in, fan_out: math.sqrt(6 / (fan_in + fan_out))),
+}
+
+
+def _initial_weight(shape: tuple[int, ...], fans: tuple[int, int], init: str | float | None, seed: Seed,
+                    dtype: npt.DTypeLike) -> Array:
+    """Weights by one of `INITIALIZERS`, or normal ones of the standard deviation `init`."""
     real = np.dtype(dtype)
     if not np.issubdtype(real, np.floating):
         raise TypeError(f"dtype must be a floating-point type, got {real}")
-    if std is None:
-        std = math.sqrt(2 / math.prod(shape[1:]))
-    elif not (std >= 0 and math.isfinite(std)):
-        raise ValueError(f"weight_init_std must be a finite number of at least 0, got {std!r}")
+    rng = np.random.default_rng(seed)
+    if init is None or isinstance(init, str):
+        if (init or "he") not in INITIALIZERS:
+            raise ValueError("weight_init_std must be a number or one of "
+                             f"{', '.join(map(repr, INITIALIZERS))}, got {init!r}")
+        kind, rule = INITIALIZERS[init or "he"]
+        scale = rule(*fans)
+    elif init >= 0 and math.isfinite(init):
+        kind, scale = "normal", init
+    else:
+        raise ValueError(f"weight_init_std must be a finite number of at least 0, got {init!r}")
     # Drawn in float64 and then rounded, so that one seed means the same network in every dtype.
-    return np.asarray(std * np.random.default_rng(seed).standard_normal(shape)).astype(real, copy=False)
+    drawn = rng.standard_normal(shape) if kind == "normal" else rng.uniform(-1, 1, shape)
+    return np.asarray(scale * drawn).astype(real, copy=False)
 
 
 class Conv2d(Layer):
@@ -116,8 +137,9 @@ class Conv2d(Layer):
         Whether there is a bias, zero at first.
     padding_mode : {"zeros", "reflect", "replicate", "circular"}
         As in :func:`fastconv.conv2d`.
-    weight_init_std : float, optional
-        Standard deviation of the initial weights; by default ``sqrt(2 / (C/groups * KH * KW))``.
+    weight_init_std : float or {"he", "lecun", "glorot"}, optional
+        Standard deviation of the initial weights, or where it comes from (see `INITIALIZERS`); by default He's,
+        ``sqrt(2 / (C/groups * KH * KW))``.
     seed : int, numpy.random.Generator or None
         Where the initial weights come from.
     dtype : dtype
@@ -140,7 +162,7 @@ class Conv2d(Layer):
 
     def __init__(self, in_channels: int, out_channels: int, kernel_size: Any, stride: Any = 1, padding: Any = 0,
                  dilation: Any = 1, groups: int = 1, bias: bool = True, padding_mode: str = "zeros", *,
-                 weight_init_std: float | None = None, seed: Seed = None, dtype: npt.DTypeLike = np.float32) -> None:
+                 weight_init_std: float | str | None = None, seed: Seed = None, dtype: npt.DTypeLike = np.float32) -> None:
         super().__init__()
         channels, groups = as_int("in_channels", in_channels, 1), as_int("groups", groups, 1)
         kernel, gaps = as_pair("kernel_size", kernel_size), as_pair("dilation", dilation)
@@ -153,7 +175,8 @@ class Conv2d(Layer):
         check_padding_mode(padding_mode, replace(geometry, in_size=(LARGEST_PARAMETER, LARGEST_PARAMETER)))
         self.stride, self.padding, self.dilation, self.groups = stride, padding, dilation, groups
         self.padding_mode = padding_mode
-        self.params["weight"] = _initial_weight(shape, weight_init_std, seed, dtype)
+        taps = kernel[0] * kernel[1]
+        self.params["weight"] = _initial_weight(shape, (shape[1] * taps, shape[0] * taps), weight_init_std, seed, dtype)
         if bias:
             self.params["bias"] = np.zeros(shape[0], self.params["weight"].dtype)
         self._x: Array | None = None
@@ -308,6 +331,92 @@ class Relu(Layer):
         return _cleared(np.asarray(dout), self._kept(self._blocked))
 
 
+class Sigmoid(Layer):
+    """``1 / (1 + exp(-x))``, without overflow. Between `forward` and `backward` the layer keeps its output."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._out: Array | None = None
+
+    def forward(self, x: npt.ArrayLike) -> Array:
+        """Return ``1 / (1 + exp(-x))``."""
+        x = np.asarray(x)
+        out = np.asarray((1 + np.tanh(x * 0.5)) * 0.5)  # exp(-x) overflows where tanh just ends at -1
+        self._out = out if self.training else None
+        return out
+
+    def backward(self, dout: npt.ArrayLike) -> Array:
+        """Return ``dout * y * (1 - y)`` with the output y."""
+        y = self._kept(self._out)
+        return np.asarray(dout * y * (1 - y))
+
+
+class Tanh(Layer):
+    """The hyperbolic tangent. Between `forward` and `backward` the layer keeps its output."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._out: Array | None = None
+
+    def forward(self, x: npt.ArrayLike) -> Array:
+        """Return ``tanh(x)``."""
+        out = np.asarray(np.tanh(x))
+        self._out = out if self.training else None
+        return out
+
+    def backward(self, dout: npt.ArrayLike) -> Array:
+        """Return ``dout * (1 - y**2)`` with the output y."""
+        y = self._kept(self._out)
+        return np.asarray(dout * (1 - y * y))
+
+
+class LocalResponseNorm(Layer):
+    """Normalisation across channels (Krizhevsky et al. 2012), with PyTorch's parameters and rules.
+
+    ``y = x / (k + alpha/size * sum of x**2) ** beta``, where the sum goes over `size` channels around each, as many of
+    them as there are: ``size//2`` before it and ``(size-1)//2`` behind it. In the paper `alpha` is not divided.
+
+    Parameters
+    ----------
+    size : int
+        Channels in a sum.
+    alpha, beta, k : float
+    """
+
+    def __init__(self, size: int = 5, alpha: float = 1e-4, beta: float = 0.75, k: float = 1.0) -> None:
+        super().__init__()
+        self.size, self.alpha, self.beta, self.k = as_int("size", size, 1), float(alpha), float(beta), float(k)
+        self._x: Array | None = None
+        self._scale: Array | None = None
+
+    def _mean_over_channels(self, x: Array, backward: bool = False) -> Array:
+        """The sums over `size` channels, divided by `size`; backward, over the channels that have one in theirs."""
+        # A pooling over columns: the channels as rows, the pixels of an image as columns.
+        rows = x.reshape(x.shape[0], 1, x.shape[1], math.prod(x.shape[2:]))
+        around = (self.size // 2, (self.size - 1) // 2)
+        pads = (around[::-1] if backward else around, (0, 0))
+        return avg_pool2d(rows, (self.size, 1), 1, pads, divisor_override=self.size).reshape(x.shape)
+
+    def forward(self, x: npt.ArrayLike) -> Array:
+        """Return `x` (N, C, H, W), normalised."""
+        x = np.asarray(x)
+        if x.ndim != 4:
+            raise ValueError(f"x must have the shape (N, C, H, W), got {x.shape}")
+        scale = self.k + self.alpha * self._mean_over_channels(x * x)
+        self._x, self._scale = (x, scale) if self.training else (None, None)
+        return np.asarray(x * scale ** -self.beta)
+
+    def backward(self, dout: npt.ArrayLike) -> Array:
+        """Return ``dout * s**-beta - 2*alpha*beta/size * x * (sum of dout * x * s**(-beta-1))`` with the scale s."""
+        x, scale, dout = self._kept(self._x), self._kept(self._scale), np.asarray(dout)
+        direct = dout * scale ** -self.beta
+        shared = self._mean_over_channels(direct * x / scale, backward=True)
+        return np.asarray(direct - 2 * self.alpha * self.beta * x * shared)
+
+    def describe(self) -> str:
+        return f"{self.size}, alpha={self.alpha}, beta={self.beta}, k={self.k}"
+
+
 class Affine(Layer):
     """``x @ weight + bias`` of a batch of vectors, (N, in_features) -> (N, out_features).
 
@@ -316,8 +425,8 @@ class Affine(Layer):
     in_features, out_features : int
     bias : bool
         Whether there is a bias, zero at first.
-    weight_init_std : float, optional
-        Standard deviation of the initial weights; by default ``sqrt(2 / in_features)``.
+    weight_init_std : float or {"he", "lecun", "glorot"}, optional
+        As in :class:`Conv2d`; He's is ``sqrt(2 / in_features)``.
     seed : int, numpy.random.Generator or None
         Where the initial weights come from.
     dtype : dtype
@@ -334,11 +443,10 @@ class Affine(Layer):
     input_gradient: bool = True
 
     def __init__(self, in_features: int, out_features: int, bias: bool = True, *,
-                 weight_init_std: float | None = None, seed: Seed = None, dtype: npt.DTypeLike = np.float32) -> None:
+                 weight_init_std: float | str | None = None, seed: Seed = None, dtype: npt.DTypeLike = np.float32) -> None:
         super().__init__()
         shape = as_int("in_features", in_features, 1), as_int("out_features", out_features, 1)
-        std = math.sqrt(2 / shape[0]) if weight_init_std is None else weight_init_std
-        self.params["weight"] = _initial_weight(shape, std, seed, dtype)
+        self.params["weight"] = _initial_weight(shape, shape, weight_init_std, seed, dtype)
         if bias:
             self.params["bias"] = np.zeros(shape[1], self.params["weight"].dtype)
         self._x: Array | None = None

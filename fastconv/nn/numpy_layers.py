@@ -14,9 +14,9 @@ import numpy.typing as npt
 
 from ..geometry import Window2dGeometry, as_pair, conv2d_geometry, pool2d_geometry
 from .layers import Array, Conv2d, MaxPool2d
-from .models import SimpleConvNet
+from .models import DeepConvNet, SimpleConvNet
 
-__all__ = ["Im2colConv2d", "Im2colConvNet", "Im2colMaxPool2d"]
+__all__ = ["Im2colConv2d", "Im2colConvNet", "Im2colDeepConvNet", "Im2colMaxPool2d"]
 
 
 def _taps(geometry: Window2dGeometry) -> list[tuple[int, int, slice, slice]]:
@@ -52,9 +52,10 @@ class Im2colConv2d(Conv2d):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        if self.groups != 1 or as_pair("dilation", self.dilation) != (1, 1):
-            raise NotImplementedError(f"im2col in NumPy has groups=1 and dilation=1 only, got groups={self.groups} "
-                                      f"and dilation={self.dilation}")
+        if self.groups != 1 or as_pair("dilation", self.dilation) != (1, 1) or self.padding_mode != "zeros":
+            raise NotImplementedError("im2col in NumPy has groups=1, dilation=1 and padding_mode='zeros' only, got "
+                                      f"groups={self.groups}, dilation={self.dilation} and padding_mode="
+                                      f"{self.padding_mode!r}")
         self._col: Array | None = None
 
     def forward(self, x: npt.ArrayLike) -> Array:
@@ -112,6 +113,13 @@ class Im2colMaxPool2d(MaxPool2d):
 
 class Im2colConvNet(SimpleConvNet):
     """:class:`fastconv.nn.SimpleConvNet` with the two layers of this module, and all else the same."""
+
+    conv_layer = Im2colConv2d
+    pool_layer = Im2colMaxPool2d
+
+
+class Im2colDeepConvNet(DeepConvNet):
+    """:class:`fastconv.nn.DeepConvNet` likewise."""
 
     conv_layer = Im2colConv2d
     pool_layer = Im2colMaxPool2d
