@@ -16,12 +16,15 @@ from dataclasses import dataclass
 from typing import Any
 
 import hypothesis
-import numpy as np
 import pytest
 
 # Thousands of tiny parallel regions: on a machine that does something else too, waiting actively costs milliseconds in
-# each of them. OpenMP reads this when it is loaded, which is why it comes before fastconv.
+# each of them. OpenMP and OpenBLAS read this when they are loaded, which is why it comes before NumPy and fastconv.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+
+import arrays
+import numpy as np
 
 import fastconv
 from fastconv import dispatch
@@ -122,8 +125,13 @@ def pytest_report_header(config: pytest.Config) -> list[str]:
             f"OpenMP {settings.get('openmp', 'no')}, {settings['threads']} threads by default"]
 
 
-def pytest_collection_finish(session: pytest.Session) -> None:
-    """Tens of thousands of tests are no garbage: do not look at them in each collection that a test asks for."""
+@pytest.fixture(scope="module", autouse=True)
+def _no_garbage() -> None:
+    """Tens of thousands of tests and their reports are no garbage: do not look at them in each collection.
+
+    Python's own would visit them again and again, as would those that tests of memory ask for: half a second each.
+    """
+    gc.collect()
     gc.freeze()
 
 
@@ -135,70 +143,16 @@ hypothesis.settings.register_profile("long", max_examples=1000, deadline=None)
 hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "quick"))
 
 
-# --- inputs and outputs that give mistakes away ---------------------------------------------------------------------
-
-
-def _sentinel(dtype: np.dtype) -> Any:
-    """A value that no result has: NaN where there is one."""
-    if dtype.kind in "fc":
-        return np.nan
-    if dtype.kind == "b":
-        return True
-    return np.iinfo(dtype).max
-
-
-class Surroundings:
-    """Arrays that lie inside larger ones full of sentinels, to see what a kernel touches beside them."""
-
-    RIM = 67  # elements: odd, and more than a tile's row of vectors
-
-    def __init__(self) -> None:
-        self._placed: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
-
-    def __call__(self, shape: tuple[int, ...], dtype: Any, memory: str = "C") -> np.ndarray:
-        """Return an array of sentinels: `memory` is "C", "F", "spread" (gaps between cells) or "reversed"."""
-        dtype = np.dtype(dtype)
-        step = 3 if memory == "spread" else 1
-        outer_shape = (*shape[:-1], shape[-1] * step) if shape else ()
-        size = int(np.prod(outer_shape, dtype=int))
-        whole = np.full(size + 2 * self.RIM, _sentinel(dtype), dtype)
-        inner = whole[self.RIM:self.RIM + size].reshape(outer_shape, order="F" if memory == "F" else "C")
-        inner = inner[..., ::step] if shape else inner
-        if memory == "reversed":
-            inner = inner[(slice(None, None, -1),) * len(shape)]
-        inside = np.zeros(whole.shape, bool)
-        np.lib.stride_tricks.as_strided(inside[self._offset(whole, inner):], inner.shape,
-                                        [s // dtype.itemsize for s in inner.strides])[...] = True
-        self._placed.append((whole, inside, inner))
-        return inner
-
-    def place(self, array: np.ndarray) -> np.ndarray:
-        """Return a C-contiguous copy of `array` in such surroundings, read-only: NaN from beside it shows."""
-        copy = self(array.shape, array.dtype)
-        copy[...] = array
-        copy.flags.writeable = False
-        return copy
-
-    def check(self) -> None:
-        """Fail where something beside one of the arrays was written to."""
-        for whole, inside, inner in self._placed:
-            beside = whole[~inside]
-            untouched = np.isnan(beside) if whole.dtype.kind in "fc" else beside == _sentinel(whole.dtype)
-            assert untouched.all(), f"{(~untouched).sum()} cells beside an array of shape {inner.shape} were written to"
-
-    @staticmethod
-    def _offset(whole: np.ndarray, inner: np.ndarray) -> int:
-        address = inner.__array_interface__["data"][0] - whole.__array_interface__["data"][0]
-        return address // whole.itemsize if inner.size else 0
+# --- inputs, outputs, accuracy ---------------------------------------------------------------------------------------
 
 
 @pytest.fixture
-def poisoned() -> Iterator[Surroundings]:
+def poisoned() -> Iterator[arrays.Surroundings]:
     """``poisoned(shape, dtype, memory="C")``: an array for `out=`, full of NaN or of the largest integer.
 
     What lies beside it in memory is checked when the test ends.
     """
-    surroundings = Surroundings()
+    surroundings = arrays.Surroundings()
     yield surroundings
     surroundings.check()
 
@@ -209,34 +163,7 @@ def rng(request: pytest.FixtureRequest) -> np.random.Generator:
     return np.random.default_rng(list(request.node.name.encode()))
 
 
-# --- accuracy (rule 14) ---------------------------------------------------------------------------------------------
-
-#: The largest error over the largest output, by dtype. Winograd may be less accurate in float32.
-STRICT = {"float16": 5e-4, "float32": 2e-6, "float64": 1e-12}
-STRICT_WEIGHT_GRADIENT = STRICT | {"float32": 5e-6}
-STANDARD = STRICT | {"float32": 1e-5}
-
-
-def _assert_accurate(got: np.ndarray, want: np.ndarray, spread: np.ndarray | float = 0.0, *, algorithm: str = "direct",
-                     weight_gradient: bool = False) -> None:
-    """Fail unless `got` is within rule 14 of `want`, which is float64.
-
-    `spread` is the sum of the squares of each output's terms, whose root is what to divide by where the terms cancel.
-    `algorithm` may be Winograd's where it is "auto".
-    """
-    limits = STANDARD if algorithm in ("winograd", "auto") else STRICT_WEIGHT_GRADIENT if weight_gradient else STRICT
-    assert got.shape == want.shape
-    if got.size == 0:
-        return
-    assert np.isfinite(got).all(), f"{(~np.isfinite(got)).sum()} of {got.size} cells are not finite"
-    scale = max(np.abs(want).max(), np.sqrt(np.max(spread)))
-    error = np.abs(got.astype(np.float64) - want).max()
-    limit = limits[got.dtype.name]
-    assert error <= limit * scale, \
-        f"in {got.dtype} the error is {error / scale:.2g} of the largest output, allowed is {limit:.2g}"
-
-
 @pytest.fixture(scope="session")
 def assert_accurate() -> Callable[..., None]:
     """``assert_accurate(got, want, spread, algorithm=, weight_gradient=)``: rule 14."""
-    return _assert_accurate
+    return arrays.assert_accurate

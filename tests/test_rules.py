@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from arrays import MEMORY_ORDERS, byte_swapped, misaligned, read_only
 from cases import CONV_CASES, CORE_CONV_CASES, ConvCase
 
 import fastconv
@@ -86,54 +87,7 @@ all_calls = pytest.mark.parametrize("call", CALLS, ids=lambda call: call.id)
 all_calls_with_out = pytest.mark.parametrize("call", CALLS_WITH_OUT, ids=lambda call: call.id)
 
 
-def fortran(array: np.ndarray) -> np.ndarray:
-    return np.asfortranarray(array)
-
-
-def channels_last(array: np.ndarray) -> np.ndarray:
-    """What is a view of an array whose second axis runs fastest, as NHWC images are."""
-    axis = min(1, array.ndim - 1)
-    return np.moveaxis(np.ascontiguousarray(np.moveaxis(array, axis, -1)), -1, axis)
-
-
-def negative_strides(array: np.ndarray) -> np.ndarray:
-    backwards = (slice(None, None, -1),) * array.ndim
-    return np.ascontiguousarray(array[backwards])[backwards]
-
-
-def gaps(array: np.ndarray) -> np.ndarray:
-    wide = np.full((*array.shape[:-1], 2 * array.shape[-1]), 77, array.dtype)
-    wide[..., ::2] = array
-    return wide[..., ::2]
-
-
-def crop(array: np.ndarray) -> np.ndarray:
-    """The middle of a larger array."""
-    large = np.full([n + 3 for n in array.shape], 77, array.dtype)
-    middle = large[tuple(slice(1, n + 1) for n in array.shape)]
-    middle[...] = array
-    return middle
-
-
-def read_only(array: np.ndarray) -> np.ndarray:
-    copy = array.copy()
-    copy.flags.writeable = False
-    return copy
-
-
-def byte_swapped(array: np.ndarray) -> np.ndarray:
-    return array.astype(array.dtype.newbyteorder())
-
-
-def misaligned(array: np.ndarray) -> np.ndarray:
-    view = np.zeros(array.nbytes + 1, np.uint8)[1:].view(array.dtype).reshape(array.shape)
-    view[...] = array
-    assert not view.flags.aligned
-    return view
-
-
-@pytest.mark.parametrize("reorder", [fortran, channels_last, negative_strides, gaps, crop, read_only, byte_swapped,
-                                     misaligned])
+@pytest.mark.parametrize("reorder", MEMORY_ORDERS)
 @pytest.mark.parametrize("dtype", ["float32", "float64", "float16"])
 @all_calls
 def test_any_memory_order_gives_the_same(call, dtype, reorder, engine):
