@@ -109,8 +109,8 @@ def extensions() -> list[Extension]:
     macros = [("NPY_NO_DEPRECATED_API", "NPY_1_23_API_VERSION")]
     table = " ".join(f'FC_ISA("{isa.name}", {isa.predicate})' for isa in built if isa.features)
     folder = "fastconv/native"
-    headers = [f"{folder}/{name}" for name in ("simd.h", "tiles.h", "winograd.h", "machine.h")]
-    names = ("common", "im2col", "direct", "implicit_gemm", "winograd", "pooling", "machine")
+    headers = [f"{folder}/{name}" for name in ("simd.h", "tiles.h", "winograd.h", "gradients.h", "machine.h")]
+    names = ("common", "im2col", "direct", "implicit_gemm", "winograd", "bias", "pooling", "machine")
     parts = [f"{folder}/{name}.pxi" for name in names]
     common = {"extra_link_args": links, "include_dirs": [folder, numpy.get_include()], "depends": headers + parts}
     modules = [Extension("fastconv.native._cpu", [f"{folder}/_cpu.pyx"], extra_compile_args=list(flags),

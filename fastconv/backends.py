@@ -49,6 +49,7 @@ class Backend(Protocol):
                              budget: Budget) -> None: ...
     def direct_backward_weight(self, dout: Array, x: Array, geometry: Conv2dGeometry, out: Array,
                                budget: Budget) -> None: ...
+    def bias_gradient(self, dout: Array, out: Array, threads: int) -> None: ...
     def im2col(self, x: Array, geometry: Window2dGeometry, layout: str, pad_value: Any, out: Array,
                threads: int) -> None: ...
     def col2im(self, col: Array, geometry: Window2dGeometry, layout: str, out: Array, threads: int) -> None: ...
@@ -121,6 +122,12 @@ class NumpyBackend:
     def direct_backward_weight(self, dout: Array, x: Array, geometry: Conv2dGeometry, out: Array,
                                budget: Budget) -> None:
         out[...] = reference.conv2d_backward_weight_core(dout, x, geometry)
+
+    def bias_gradient(self, dout: Array, out: Array, threads: int) -> None:
+        # pixels first, pairwise because they are contiguous: keeps float32's error small over any number of them
+        with np.errstate(all="ignore"):
+            planes = dout.reshape(*dout.shape[:2], math.prod(dout.shape[2:]))
+            planes.sum(axis=2, dtype=dout.dtype).sum(axis=0, dtype=dout.dtype, out=out)
 
     def im2col(self, x: Array, geometry: Window2dGeometry, layout: str, pad_value: Any, out: Array,
                threads: int) -> None:
@@ -257,6 +264,12 @@ class CythonBackend(NumpyBackend):
                                                  memory.scratch(budget.nbytes), budget.threads):
             nbytes = self.direct_bytes("backward_data", geometry, dout.dtype, budget.threads)
             self.direct_backward_data(dout, weight, geometry, out, replace(budget, nbytes=nbytes))
+
+    def bias_gradient(self, dout: Array, out: Array, threads: int) -> None:
+        if dout.dtype not in KERNEL_DTYPES:
+            super().bias_gradient(dout, out, threads)
+            return
+        self._kernels().bias_gradient(dout, out, memory.scratch(8 * len(out)), threads)
 
     def im2col(self, x: Array, geometry: Window2dGeometry, layout: str, pad_value: Any, out: Array,
                threads: int) -> None:

@@ -6,6 +6,7 @@ same input gives the same bits with any of them). What it finds is a :class:`Pla
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import lru_cache, partial
@@ -253,7 +254,8 @@ _RUN, _ROW = 8.0, 8.0  # implicit GEMM: to pack one run of pixels of one term, a
 _STORE = 60.0  # direct: to store a tile's pixels of one channel by way of scratch, as most tiles that cross rows are
 _TO_TILES, _FROM_TILES, _FILTERS = 20.0, 30.0, 60.0  # Winograd: to transform a tile of a channel, back, and a filter
 _SPARSE = 0.25  # direct backward weight: what its copies cost where few taps share them
-_SHORT_SUMS = 1.2  # implicit GEMM's backward weight: its sums are shorter, and each starts and ends at a cost
+_ACROSS = 1.2  # direct backward weight: to add up the lanes of its sums
+_WINDOW, _PIXEL = 3.0, 0.5  # implicit GEMM's backward weight: to pack a vector of a window, and to turn a cell of a pixel
 _COLUMN = 100.0  # im2col: to write a term's pixels to memory and read them again
 
 
@@ -274,11 +276,18 @@ def estimate(algorithm: str, operation: str, geometry: Conv2dGeometry) -> float:
             return 1.0
         if operation == "backward_weight":
             vectors = -(-((height - 1) * (width + between) + width) // _LANES) * _LANES
-            return vectors / (height * width) + _SPARSE * (geometry.stride != (1, 1) or geometry.taps == 1)
+            return _ACROSS * vectors / (height * width) + _SPARSE * (geometry.stride != (1, 1) or geometry.taps == 1)
         return waste + _STORE / (_PANEL_FMAS * terms)
     if algorithm == "implicit_gemm":
         if operation == "backward_weight":
-            return _SHORT_SUMS
+            channels, taps = terms // geometry.taps, geometry.taps
+            side_by_side = geometry.kernel[1] if geometry.dilation[1] == 1 else 1  # taps of one run
+            runs = taps // side_by_side
+            apart, together = runs * -(-side_by_side * channels // _LANES), -(-terms // _LANES)
+            pack = _WINDOW * (apart + runs)
+            fmas = min(apart * rows, together * rows + pack)
+            cells = math.prod(s if k > 1 else 1 for s, k in zip(geometry.stride, geometry.kernel, strict=True))
+            return (fmas + _PIXEL * (channels * cells + rows)) / (rows * terms / _LANES)
         return 1 + (_RUN * (_PANEL / width + 1) + _ROW) / (_PANEL_FMAS * rows)
     if algorithm == "winograd":
         tiles_of_image = -(-height // 4) * -(-width // 4)

@@ -565,10 +565,9 @@ def _backward_weight(dout: Array, x: Array, geometry: Conv2dGeometry, dtype: np.
 
 
 def _backward_bias(dout: Array, dtype: np.dtype) -> Array:
-    # pixels first, pairwise because they are contiguous: keeps float32's error small over any number of them
-    with np.errstate(all="ignore"):
-        planes = dout.reshape(*dout.shape[:2], math.prod(dout.shape[2:]))
-        return planes.sum(axis=2, dtype=dout.dtype).sum(axis=0, dtype=dout.dtype).astype(dtype)
+    result = _Result(dout.shape[1:2], dtype, dispatch.compute_dtype(dtype), None)
+    dispatch.backend().bias_gradient(dout, result.array, dispatch.threads(dout.size))
+    return result()
 
 
 def conv2d_backward_data(dout: ArrayLike, weight: ArrayLike, input_shape: Any, stride: Any = 1, padding: Any = 0,

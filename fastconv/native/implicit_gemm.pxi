@@ -233,124 +233,300 @@ cdef void run_gemm(const Gemm* job, const real* source, const real* weights, con
 
 # --- backward weight ----------------------------------------------------------------------------------------------------
 #
-#     (K/g, N*OH*OW) @ (N*OH*OW, C/g*KH*KW) -> (K/g, C/g*KH*KW)
+#     (K/g, N*OH*OW) @ (N*OH*OW, KH*KW*C/g) -> (K/g, KH*KW*C/g)
 #
-# The summed dimension is the pixels, contiguous in dout as it lies in memory and in the packed rows alike, so the inner-
-# product tile of the direct convolution multiplies them: no transposition. A chunk is WEIGHT_PIXELS pixels of all images;
-# its rows of the column matrix for one block of input channels (about WEIGHT_TERMS rows, 258 kB in float32) and of dout
-# for one block of output channels (WEIGHT_ROWS rows, 516 kB) lie in L2. The sum of a chunk is made in registers, the
-# chunks are added in order, whatever thread has the block: the same bits for any number of threads.
+# With the channels of a pixel side by side (NHWC), what a row of the filter sees of a pixel is one run of KW*C elements. So
+# the right-hand matrix is the image again: its row p starts where pixel p lies, plus the row of the filter, which is the
+# offset table of the correlation tile; strides are nothing but another table. dout is the left-hand matrix as it lies in
+# memory. Only the image is turned, each element once for a block of output channels, and dw is turned back at the end.
+#
+# Where the runs fill their vectors badly (few channels) the windows of a chunk of pixels are packed, run behind run.
+#
+# The sum over pixels is cut into chunks of WEIGHT_CHUNK, added up over WEIGHT_CHUNKS of them, and these sums added to dw: a
+# blocked sum (Higham, as in direct.pxi) over any number of pixels. Its order follows from the shape alone, whatever blocks
+# of dw the threads take. A block of a few chunks of the image lies in L2; past it stream dout and the sums.
+
+cdef extern from "simd.h" nogil:
+    void fc_channels_last_f32(float*, ptrdiff_t, const float*, const ptrdiff_t*, ptrdiff_t, ptrdiff_t, ptrdiff_t,
+                              ptrdiff_t, const float*)
+    void fc_channels_last_f64(double*, ptrdiff_t, const double*, const ptrdiff_t*, ptrdiff_t, ptrdiff_t, ptrdiff_t,
+                              ptrdiff_t, const double*)
+    void fc_copy_runs_f32(float*, ptrdiff_t, const float*, ptrdiff_t, ptrdiff_t, ptrdiff_t)
+    void fc_copy_runs_f64(double*, ptrdiff_t, const double*, ptrdiff_t, ptrdiff_t, ptrdiff_t)
+    void fc_pack_windows_f32(float*, ptrdiff_t, const float*, const ptrdiff_t*, ptrdiff_t, const ptrdiff_t*, ptrdiff_t,
+                             ptrdiff_t)
+    void fc_pack_windows_f64(double*, ptrdiff_t, const double*, const ptrdiff_t*, ptrdiff_t, const ptrdiff_t*, ptrdiff_t,
+                             ptrdiff_t)
 
 cdef enum:
-    WEIGHT_PIXELS = 512
-    WEIGHT_TERMS = 126
-    WEIGHT_ROWS = 252
+    WEIGHT_CHUNK = 256       # pixels that are added up in a register
+    WEIGHT_CHUNKS = 16       # chunks that are added up before they go to dw
+    WEIGHT_BYTES = 393216    # of the image's block
+    WEIGHT_SUMS = 4194304    # bytes of the sums of one item
+    WEIGHT_ROWS = 510        # the most output channels of one item,
+    WEIGHT_CHANNELS = 256    # and the most input channels
+
+# One axis of the image's copy: output position o sees, through tap k, the copy's place o*step + k*dilation, which is the
+# image's o*stride + k*dilation - pad. With a single tap only the places that it sees are copied.
+cdef struct Axis:
+    Py_ssize_t size, pad
+    Py_ssize_t source_step           # image cells from place to place
+    Py_ssize_t step
+    Py_ssize_t reach                 # places that one output position sees
+
 
 cdef struct WeightJob:
-    Gemm gemm                        # flat layout, segments and runs of a chunk; gemm.rows is K/g
-    Py_ssize_t width                 # from row to row of the packed rows and of dout's
-    Py_ssize_t parts_k, parts_c      # blocks of output and of input channels
-    Py_ssize_t left_bytes
+    Axis rows, columns
+    Py_ssize_t batch, groups, kg, cg
+    Py_ssize_t kh, kw, dh, dw
+    Py_ssize_t out_w, pixels         # width and pixels of one output plane
+    Py_ssize_t width                 # places of one row of the copy
+    Py_ssize_t block                 # pixels of a block
+    Py_ssize_t segments              # the most images of a block
+    Py_ssize_t block_k, block_c      # the most output and input channels of an item
+    Py_ssize_t blocks_k, blocks_c
+    Py_ssize_t run_taps              # taps of one run: a row of the filter, or a single one where dilation parts them
+    bint packed
+    Py_ssize_t lda                   # from row to row of dout's copy
+    Py_ssize_t flat_bytes, packed_bytes, left_bytes, sum_bytes, turned_bytes, table_bytes, thread_bytes
 
 
-cdef void plan_weight(WeightJob* job, const Window* v, Py_ssize_t itemsize, Py_ssize_t threads,
-                      char* tables) noexcept nogil:
-    cdef Gemm* g = &job.gemm
-    cdef Flat* f = &g.flat
-    cdef Correlation direct
-    cdef Py_ssize_t items, block_k
-    plan_forward(&direct, v, itemsize, 1, NULL)
-    g.flat = direct.flat
-    g.batch, g.groups, g.sources, g.rows = direct.batch, direct.groups, direct.sources, direct.rows
-    g.taps = v.kh * v.kw
-    g.out_w, g.pixels = v.ow, v.oh * v.ow
-    g.block = WEIGHT_PIXELS
-    g.blocks = ceil_div(g.batch * g.pixels, g.block)
-    job.parts_c = ceil_div(g.sources, most(WEIGHT_TERMS // g.taps, 1))
-    g.chunk = ceil_div(g.sources, job.parts_c)
-    job.parts_k = ceil_div(g.rows, WEIGHT_ROWS)
-    items = g.groups * job.parts_k * job.parts_c
-    if threads > 1 and items < 2 * threads:  # rows of dw are independent: more blocks of them change no sum
-        job.parts_k = least(ceil_div(g.rows, FC_TILE_ROWS), ceil_div(2 * threads, g.groups * job.parts_c))
-    block_k = ceil_div(g.rows, job.parts_k)
-    g.segments = least(most(g.batch, 1), (g.block - 2) // g.pixels + 2)
-    f.plane = (g.block // g.out_w + g.segments * (2 + f.halo)) * f.length
-    # a cache line more than a power of two, so that rows do not share cache sets; it also takes what whole vectors overrun
-    job.width = WEIGHT_PIXELS + FC_VECTOR_BYTES // itemsize
-    g.flat_bytes = aligned((g.chunk * f.slots_h * f.slots_w * f.plane) * itemsize + 2 * FC_VECTOR_BYTES)
-    g.panel_bytes = aligned(g.chunk * g.taps * job.width * itemsize)
-    job.left_bytes = aligned(block_k * job.width * itemsize)
-    g.run_bytes = aligned(least(g.block, g.block // g.out_w + 2 * g.segments + 1) * sizeof(fc_run)
-                          + g.segments * sizeof(Segment))
-    g.thread_bytes = g.flat_bytes + g.panel_bytes + job.left_bytes + g.run_bytes
-    if tables == NULL:
-        return
-    g.offset = fill_tap_tables(f, v, g.chunk, tables)
-    g.panel_offset = g.offset + g.chunk * g.taps
-    for items in range(g.chunk * g.taps):
-        g.panel_offset[items] = items * job.width
+cdef inline Axis weight_axis(Py_ssize_t size, Py_ssize_t pad, Py_ssize_t kernel, Py_ssize_t stride,
+                             Py_ssize_t dilation) noexcept nogil:
+    return Axis(size, pad, stride if kernel == 1 else 1, 1 if kernel == 1 else stride, (kernel - 1) * dilation + 1)
+
+
+cdef inline Py_ssize_t whole(Py_ssize_t count, Py_ssize_t unit) noexcept nogil:
+    return ceil_div(count, unit) * unit
+
+
+cdef Py_ssize_t weight_rows(const WeightJob* job, Py_ssize_t pixels) noexcept nogil:
+    """The most rows of the copy that a block of so many pixels needs."""
+    cdef Py_ssize_t segments = least(most(job.batch, 1), (pixels - 2) // job.pixels + 2)
+    cdef Py_ssize_t rows = least(pixels // job.out_w + 2 * segments, segments * (job.pixels // job.out_w))
+    return rows * job.rows.step + segments * job.rows.reach
+
+
+cdef Py_ssize_t weight_sums(const WeightJob* job, Py_ssize_t channels, Py_ssize_t lanes) noexcept nogil:
+    """Elements of one row of the sums."""
+    cdef Py_ssize_t taps = job.kh * job.kw
+    return (whole(taps * channels, lanes) if job.packed
+            else taps // job.run_taps * whole(job.run_taps * channels, lanes))
+
+
+cdef void plan_weight(WeightJob* job, const Window* v, Py_ssize_t itemsize, Py_ssize_t threads) noexcept nogil:
+    cdef Py_ssize_t lanes = FC_VECTOR_BYTES // itemsize
+    cdef Py_ssize_t taps = v.kh * v.kw, items, runs, apart, together, pixel
+    job.rows = weight_axis(v.h, v.top, v.kh, v.sh, v.dh)
+    job.columns = weight_axis(v.w, v.left, v.kw, v.sw, v.dw)
+    job.batch, job.groups, job.kg, job.cg = v.n, v.groups, v.k // v.groups, v.c // v.groups
+    job.kh, job.kw, job.dh, job.dw = v.kh, v.kw, v.dh, v.dw
+    job.out_w, job.pixels = v.ow, v.oh * v.ow
+    job.width = (v.ow - 1) * job.columns.step + job.columns.reach
+    job.run_taps = v.kw if v.dw == 1 else 1
+    runs = taps // job.run_taps
+
+    # input channels of an item: as many as leave the image's copy in L2, in whole tiles
+    pixel = weight_rows(job, WEIGHT_CHUNK) * job.width * itemsize
+    job.block_c = least(job.cg, least(WEIGHT_CHANNELS, most(WEIGHT_BYTES // pixel, 1)))
+    job.block_c = least(job.block_c, most(WEIGHT_SUMS // (taps * itemsize * FC_TILE_ROWS), 1))
+    job.block_c = ceil_div(job.cg, ceil_div(job.cg, job.block_c))
+    if job.block_c < job.cg:
+        job.block_c = least(job.cg, whole(job.block_c, lanes))
+    job.blocks_c = ceil_div(job.cg, job.block_c)
+    # packing costs a load and a store of every vector, and saves FMAs of the lanes that hold nothing
+    apart = runs * ceil_div(job.run_taps * job.block_c, lanes)
+    together = ceil_div(taps * job.block_c, lanes)
+    job.packed = (apart - together) * job.kg > 4 * (apart + runs)
+
+    job.block_k = least(WEIGHT_ROWS, most(WEIGHT_SUMS // (weight_sums(job, job.block_c, lanes) * itemsize), FC_TILE_ROWS))
+    job.blocks_k = ceil_div(job.kg, job.block_k)
+    items = job.groups * job.blocks_k * job.blocks_c
+    if items < threads:  # rows of dw are independent: more blocks of them change no sum
+        job.blocks_k = least(ceil_div(job.kg, FC_TILE_ROWS), ceil_div(threads, job.groups * job.blocks_c))
+    job.block_k = ceil_div(job.kg, job.blocks_k)
+
+    job.block = WEIGHT_CHUNK
+    while job.block < 8 * WEIGHT_CHUNK and (weight_rows(job, job.block + WEIGHT_CHUNK) * job.width * job.block_c * itemsize
+                                            <= WEIGHT_BYTES):
+        job.block += WEIGHT_CHUNK
+    job.segments = least(most(job.batch, 1), (job.block - 2) // job.pixels + 2)
+    job.lda = WEIGHT_CHUNK + lanes  # no power of two, so that the rows of a tile do not share cache sets
+    # whole vectors are read and written behind the end of each
+    job.flat_bytes = aligned((weight_rows(job, job.block) * job.width * job.block_c + lanes) * itemsize)
+    job.packed_bytes = (aligned((WEIGHT_CHUNK * whole(taps * job.block_c, lanes) + lanes) * itemsize) if job.packed else 0)
+    job.left_bytes = aligned(job.block_k * job.lda * itemsize)
+    job.sum_bytes = aligned((job.block_k * weight_sums(job, job.block_c, lanes) + lanes) * itemsize)
+    job.turned_bytes = aligned((taps * job.block_c + lanes) * itemsize)
+    job.table_bytes = aligned((2 * WEIGHT_CHUNK + job.block_c + 2 * taps + job.segments) * sizeof(Py_ssize_t))
+    job.thread_bytes = (job.flat_bytes + job.packed_bytes + job.left_bytes + job.sum_bytes + job.turned_bytes
+                        + job.table_bytes)
+
+
+cdef inline void channels_last(real* to, Py_ssize_t pitch, const real* source, const ptrdiff_t* offset,
+                               Py_ssize_t channels, Py_ssize_t count, Py_ssize_t step, Py_ssize_t ahead,
+                               const real* end) noexcept nogil:
+    if real is float:
+        fc_channels_last_f32(to, pitch, source, offset, channels, count, step, ahead, end)
+    else:
+        fc_channels_last_f64(to, pitch, source, offset, channels, count, step, ahead, end)
+
+
+cdef Py_ssize_t fill_channels_last(const WeightJob* job, real* flat, const real* x, const ptrdiff_t* plane,
+                                   Py_ssize_t channels, Py_ssize_t first, Py_ssize_t stop, const real* end) noexcept nogil:
+    """The rows that pixels [first, stop) of an image see, channels side by side; returns their number.
+
+    From top to bottom and from left to right, because what is stored behind a place is overwritten by the next one.
+    """
+    cdef const Axis* h = &job.rows
+    cdef const Axis* w = &job.columns
+    cdef Py_ssize_t top = first // job.out_w * h.step
+    cdef Py_ssize_t rows = ((stop - 1) // job.out_w - first // job.out_w) * h.step + h.reach
+    cdef Py_ssize_t row, y, left, right, above, below
+    cdef real* at
+    inside(h.size, top * h.source_step - h.pad, h.source_step, rows, &above, &below)
+    inside(w.size, -w.pad, w.source_step, job.width, &left, &right)
+    for row in range(rows):
+        at = flat + row * job.width * channels
+        if row < above or row >= below or left >= right:
+            memset(at, 0, job.width * channels * sizeof(real))
+            continue
+        memset(at, 0, left * channels * sizeof(real))
+        y = (top + row) * h.source_step - h.pad
+        channels_last(at + left * channels, channels, x + y * w.size + left * w.source_step - w.pad, plane, channels,
+                      right - left, w.source_step, h.source_step * w.size, end)
+        memset(at + right * channels, 0, (job.width - right) * channels * sizeof(real))
+    return rows
+
+
+cdef void add_weights(const real* sums, const ptrdiff_t* tap, Py_ssize_t taps, Py_ssize_t channels, real* turned, real* to,
+                      const real* end, bint first) noexcept nogil:
+    """Add one row of sums, (taps, channels), to one of dw, (channels, taps)."""
+    cdef Py_ssize_t i, count = taps * channels
+    if taps > 1:
+        channels_last(turned, taps, sums, tap, taps, channels, 1, 0, end)
+        sums = turned
+    if first:
+        memcpy(to, sums, count * sizeof(real))
+    else:
+        for i in range(count):
+            to[i] += sums[i]
 
 
 cdef void weight_item(const WeightJob* job, Py_ssize_t item, const real* x, const real* dout, real* dw,
                       char* scratch) noexcept nogil:
     """dw of one (group, block of output channels, block of input channels), over all pixels in order."""
-    cdef const Gemm* g = &job.gemm
-    cdef const Flat* f = &g.flat
     cdef Py_ssize_t lanes = FC_VECTOR_BYTES // sizeof(real)
-    cdef Py_ssize_t part_c = item % job.parts_c, part_k = item // job.parts_c % job.parts_k
-    cdef Py_ssize_t group = item // (job.parts_c * job.parts_k)
-    cdef Py_ssize_t c0 = g.sources * part_c // job.parts_c, c1 = g.sources * (part_c + 1) // job.parts_c
-    cdef Py_ssize_t k0 = g.rows * part_k // job.parts_k, k1 = g.rows * (part_k + 1) // job.parts_k
-    cdef Py_ssize_t terms = (c1 - c0) * g.taps, ldw = g.sources * g.taps
+    cdef Py_ssize_t group = item // (job.blocks_c * job.blocks_k)
+    cdef Py_ssize_t k0 = item // job.blocks_c % job.blocks_k * job.kg // job.blocks_k
+    cdef Py_ssize_t k1 = (item // job.blocks_c % job.blocks_k + 1) * job.kg // job.blocks_k
+    cdef Py_ssize_t c0 = item % job.blocks_c * job.block_c
+    cdef Py_ssize_t channels = least(job.cg - c0, job.block_c)
+    cdef Py_ssize_t taps = job.kh * job.kw, ldw = job.cg * taps, height = k1 - k0
+    cdef Py_ssize_t plane = job.rows.size * job.columns.size
+    # a run of elements that lie side by side: what so many taps see of a pixel
+    cdef Py_ssize_t run_taps = taps if job.packed else job.run_taps
+    cdef Py_ssize_t copied = job.run_taps * channels, runs = taps // run_taps
+    cdef Py_ssize_t run_pitch = whole(run_taps * channels, lanes), lds = runs * run_pitch
     cdef real* flat = <real*> scratch
-    cdef real* panel = <real*> (scratch + g.flat_bytes)
-    cdef real* left = <real*> (scratch + g.flat_bytes + g.panel_bytes)
-    cdef Segment* segment = <Segment*> (scratch + g.flat_bytes + g.panel_bytes + job.left_bytes)
-    cdef fc_run* run = <fc_run*> (segment + g.segments)
-    cdef Py_ssize_t block, start, count, padded, segments, runs, s, k, r, m, rows, cols, at
-    cdef Py_ssize_t tiles = ceil_div(k1 - k0, FC_TILE_ROWS)
-    cdef real* to = dw + (group * g.rows + k0) * ldw + c0 * g.taps
-    for k in range(k1 - k0):
-        memset(to + k * ldw, 0, terms * sizeof(real))
-    for block in range(g.blocks):
-        start = block * g.block
-        count = least(g.block, g.batch * g.pixels - start)
-        padded = ceil_div(count, lanes) * lanes
-        segments = cut_segments(g, start, start + count, segment)
-        for s in range(segments):
-            fill_flat(f, flat + segment[s].row * f.length,
-                      x + ((segment[s].image * g.groups + group) * g.sources + c0) * f.h * f.w, c1 - c0,
-                      segment[s].first // g.out_w,
-                      (segment[s].stop - 1) // g.out_w - segment[s].first // g.out_w + 1)
-        runs = cut_runs(g, segment, segments, 0, count, run)
-        if real is float:
-            fc_pack_runs_f32(panel, job.width, flat, g.offset, terms, run, runs)
-        else:
-            fc_pack_runs_f64(panel, job.width, flat, g.offset, terms, run, runs)
-        if padded > count:
-            for r in range(terms):
-                memset(panel + r * job.width + count, 0, (padded - count) * sizeof(real))
-        for k in range(k1 - k0):
-            at = 0
-            for s in range(segments):
-                memcpy(left + k * job.width + at,
-                       dout + ((segment[s].image * g.groups + group) * g.rows + k0 + k) * g.pixels + segment[s].first,
-                       (segment[s].stop - segment[s].first) * sizeof(real))
-                at += segment[s].stop - segment[s].first
-            memset(left + k * job.width + count, 0, (padded - count) * sizeof(real))
-        for m in range(tiles):
-            k = (k1 - k0) * m // tiles
-            rows = (k1 - k0) * (m + 1) // tiles - k
-            r = 0
-            while r < terms:
-                cols = least(FC_TILE_VECTORS, terms - r)
+    cdef real* packed = <real*> (scratch + job.flat_bytes)
+    cdef real* left = <real*> (scratch + job.flat_bytes + job.packed_bytes)
+    cdef real* sums = <real*> (scratch + job.flat_bytes + job.packed_bytes + job.left_bytes)
+    cdef real* turned = <real*> (<char*> sums + job.sum_bytes)
+    cdef ptrdiff_t* pixel = <ptrdiff_t*> (<char*> turned + job.turned_bytes)  # where a chunk's pixels lie
+    cdef ptrdiff_t* row = pixel + WEIGHT_CHUNK if job.packed else pixel       # and where the tile finds them
+    cdef ptrdiff_t* planes = pixel + 2 * WEIGHT_CHUNK                         # of the input channels
+    cdef ptrdiff_t* tap = planes + job.block_c                                # of the sums
+    cdef ptrdiff_t* run = tap + taps                                          # of the flat copy
+    cdef Py_ssize_t* segment_row = <Py_ssize_t*> (run + taps)                 # of the flat copy, of each image's row 0
+    cdef const real* end = x + job.batch * job.groups * job.cg * plane
+    cdef const real* source
+    cdef Py_ssize_t total = job.batch * job.pixels, block, block_stop, start, stop, count
+    cdef Py_ssize_t image, first_image, at, p, k, t, m, rows, tiles, vectors, v, g, chunk = 0
+    cdef Py_ssize_t all_tiles = ceil_div(height, FC_TILE_ROWS), all_vectors = run_pitch // lanes
+    cdef int flags
+    cdef bint first = True
+    dw += (group * job.kg + k0) * ldw + c0 * taps
+    if total == 0:
+        for k in range(height):
+            memset(dw + k * ldw, 0, channels * taps * sizeof(real))
+        return
+    for t in range(channels):
+        planes[t] = t * plane
+    for t in range(taps):
+        tap[t] = t // run_taps * run_pitch + t % run_taps * channels
+    for t in range(taps // job.run_taps):
+        at = t * job.run_taps
+        run[t] = (at // job.kw * job.dh * job.width + at % job.kw * job.dw) * channels
+    if job.packed:
+        for p in range(WEIGHT_CHUNK):
+            row[p] = p * run_pitch
+    tiles = ceil_div(all_vectors, FC_TILE_VECTORS)
+
+    block = 0
+    while block < total:
+        block_stop = least(total, block + job.block)
+        first_image = image = block // job.pixels
+        at = 0
+        while image * job.pixels < block_stop:
+            p = most(block - image * job.pixels, 0)
+            segment_row[image - first_image] = at - p // job.out_w * job.rows.step
+            at += fill_channels_last(job, flat + at * job.width * channels,
+                                     x + ((image * job.groups + group) * job.cg + c0) * plane, planes, channels, p,
+                                     least(job.pixels, block_stop - image * job.pixels), end)
+            image += 1
+        start = block
+        while start < block_stop:
+            stop = least(block_stop, start + WEIGHT_CHUNK)
+            at = 0  # pixels of the chunk that are dealt with
+            while start + at < stop:
+                image = (start + at) // job.pixels
+                p = (start + at) % job.pixels
+                count = least(job.pixels - p, stop - start - at)
+                source = dout + ((image * job.groups + group) * job.kg + k0) * job.pixels + p
                 if real is float:
-                    fc_inner_table_f32[cols - 1][rows - 1](left + k * job.width, job.width, panel, g.panel_offset + r,
-                                                           padded // lanes, 1, 0, 0, to + k * ldw + r, ldw)
+                    fc_copy_runs_f32(left + at, job.lda, source, job.pixels, height, count)
                 else:
-                    fc_inner_table_f64[cols - 1][rows - 1](left + k * job.width, job.width, panel, g.panel_offset + r,
-                                                           padded // lanes, 1, 0, 0, to + k * ldw + r, ldw)
-                r += cols
+                    fc_copy_runs_f64(left + at, job.lda, source, job.pixels, height, count)
+                t = segment_row[image - first_image]
+                m, rows = p // job.out_w, p % job.out_w
+                for p in range(count):
+                    pixel[at + p] = ((t + m * job.rows.step) * job.width + rows * job.columns.step) * channels
+                    rows += 1
+                    if rows == job.out_w:
+                        rows = 0
+                        m += 1
+                at += count
+            count = stop - start
+            if job.packed:
+                if real is float:
+                    fc_pack_windows_f32(packed, run_pitch, flat, pixel, count, run, taps // job.run_taps, copied)
+                else:
+                    fc_pack_windows_f64(packed, run_pitch, flat, pixel, count, run, taps // job.run_taps, copied)
+            flags = FC_ACCUMULATE if chunk > 0 else 0
+            for t in range(runs):
+                source = packed if job.packed else flat + run[t]
+                for g in range(tiles):
+                    v = all_vectors * g // tiles
+                    vectors = all_vectors * (g + 1) // tiles - v
+                    for m in range(all_tiles):
+                        k = height * m // all_tiles
+                        rows = height * (m + 1) // all_tiles - k
+                        at = k * lds + t * run_pitch + v * lanes
+                        if real is float:
+                            fc_correlate_table_f32[vectors - 1][rows - 1](left + k * job.lda, job.lda, source + v * lanes,
+                                                                          row, count, sums + at, lds, NULL, flags)
+                        else:
+                            fc_correlate_table_f64[vectors - 1][rows - 1](left + k * job.lda, job.lda, source + v * lanes,
+                                                                          row, count, sums + at, lds, NULL, flags)
+            chunk += 1
+            if chunk == WEIGHT_CHUNKS or stop == total:
+                for k in range(height):
+                    add_weights(sums + k * lds, tap, taps, channels, turned, dw + k * ldw, turned, first)
+                first = False
+                chunk = 0
+            start = stop
+        block = block_stop
 
 
 def implicit_gemm_backward_weight(cnp.ndarray dout, cnp.ndarray x, geometry, cnp.ndarray out, cnp.ndarray scratch,
@@ -372,11 +548,14 @@ cdef int gemm_weight_of(cnp.ndarray dout, cnp.ndarray x, object geometry, cnp.nd
     cdef const real* image = <const real*> cnp.PyArray_DATA(x)
     cdef real* to = <real*> cnp.PyArray_DATA(out)
     with nogil:
-        plan_weight(&job, &v, sizeof(real), threads, work)
-        work += gemm_tables(&job.gemm, &v)
-        items = job.gemm.groups * job.parts_k * job.parts_c
-        for item in prange(items, num_threads=threads, schedule="dynamic"):
-            weight_item(&job, item, image, left, to, work + threadid() * job.gemm.thread_bytes)
+        plan_weight(&job, &v, sizeof(real), threads)
+        items = job.groups * job.blocks_k * job.blocks_c
+        if items == 1 or threads == 1:
+            for item in range(items):
+                weight_item(&job, item, image, left, to, work)
+        else:
+            for item in prange(items, num_threads=threads, schedule="dynamic"):
+                weight_item(&job, item, image, left, to, work + threadid() * job.thread_bytes)
     return 0
 
 
@@ -388,8 +567,8 @@ def implicit_gemm_workspace(operation, geometry, Py_ssize_t itemsize, Py_ssize_t
     cdef Gemm job
     cdef WeightJob weight
     if operation == "backward_weight":
-        plan_weight(&weight, &v, itemsize, threads, NULL)
-        return gemm_tables(&weight.gemm, &v), weight.gemm.thread_bytes
+        plan_weight(&weight, &v, itemsize, threads)
+        return 0, weight.thread_bytes
     plan_gemm(&job, &v, operation == "backward_data", itemsize, threads, NULL)
     if operation == "forward":
         return gemm_tables(&job, &v), job.thread_bytes

@@ -65,6 +65,7 @@ typedef struct {
 #define FC_NAME(name) fc_##name##_f32
 #include "tiles.h"
 #include "winograd.h"
+#include "gradients.h"
 #undef FC_T
 #undef FC_INT
 #undef FC_LANES
@@ -76,6 +77,7 @@ typedef struct {
 #define FC_NAME(name) fc_##name##_f64
 #include "tiles.h"
 #include "winograd.h"
+#include "gradients.h"
 #undef FC_T
 #undef FC_INT
 #undef FC_LANES

@@ -130,6 +130,21 @@ FC_INLINE void FC_NAME(zip)(VEC x, VEC y, VEC *low, VEC *high)
 #undef FC_HIGH
 }
 
+/* Turns LANES rows of LANES values into columns, in place: zipping the two halves log2(LANES) times. */
+FC_INLINE void FC_NAME(turn)(VEC v[FC_LANES])
+{
+    FC_UNROLL
+    for (int stage = 1; stage < FC_LANES; stage *= 2) {
+        VEC before[FC_LANES];
+        FC_UNROLL
+        for (int i = 0; i < FC_LANES; i++)
+            before[i] = v[i];
+        FC_UNROLL
+        for (int i = 0; i < FC_LANES / 2; i++)
+            FC_NAME(zip)(before[i], before[i + FC_LANES / 2], &v[2 * i], &v[2 * i + 1]);
+    }
+}
+
 /* c[0..3] += the sums of the lanes of four vectors, in a fixed order: they are zipped until the four take turns in one
  * vector, whose halves are then folded onto each other. */
 #if FC_TILE_VECTORS == 4 && FC_LANES >= 4

@@ -213,16 +213,7 @@ FC_INLINE void FC_NAME(transpose)(const FC_T *from, ptrdiff_t step, VEC column[F
     FC_UNROLL
     for (int i = 0; i < FC_LANES; i++)
         column[i] = *(const UVEC *)(from + i * step);
-    FC_UNROLL
-    for (int stage = 1; stage < FC_LANES; stage *= 2) {
-        VEC before[FC_LANES];
-        FC_UNROLL
-        for (int i = 0; i < FC_LANES; i++)
-            before[i] = column[i];
-        FC_UNROLL
-        for (int i = 0; i < FC_LANES / 2; i++)
-            FC_NAME(zip)(before[i], before[i + FC_LANES / 2], &column[2 * i], &column[2 * i + 1]);
-    }
+    FC_NAME(turn)(column);
 }
 
 /* The 9 taps of `count` filters g[i*step + tap]: tap[k] has tap k of all of them. Nothing is read at `end` or behind. */

@@ -1,0 +1,140 @@
+/* Template of what the gradients need beside the tiles, for one element type; simd.h includes it after tiles.h: copies that
+ * put the channels of a pixel side by side, and sums of whole planes. */
+
+#define VEC FC_NAME(vec)
+#define UVEC FC_NAME(uvec)
+#define LANES ((ptrdiff_t)FC_LANES)
+
+/* The sum of n elements: float sums of at most 32 vectors a lane, which are added up in double. The order of the sums
+ * follows from n alone. */
+static double FC_NAME(sum_run)(const FC_T *from, ptrdiff_t n)
+{
+    double total = 0;
+    while (n >= 4 * LANES) {
+        const ptrdiff_t rounds = n / (4 * LANES) < 32 ? n / (4 * LANES) : 32;
+        VEC sum[4];
+        FC_UNROLL
+        for (int i = 0; i < 4; i++)
+            sum[i] = (VEC){0};
+        for (ptrdiff_t r = 0; r < rounds; r++, from += 4 * LANES) {
+            FC_UNROLL
+            for (int i = 0; i < 4; i++) {
+                if (i * FC_VECTOR_BYTES % 64 == 0)
+                    __builtin_prefetch((const char *)(from + i * LANES) + 4096);
+                sum[i] += *(const UVEC *)(from + i * LANES);
+            }
+        }
+        total += (double)FC_NAME(sum_lanes)((sum[0] + sum[1]) + (sum[2] + sum[3]));
+        n -= rounds * 4 * LANES;
+    }
+    for (ptrdiff_t i = 0; i < n; i++)
+        total += (double)from[i];
+    return total;
+}
+
+/* Turns planes into channels side by side: to[i*pitch + c] = from[offset[c] + i*step], for `count` pixels i and `channels` c.
+ *
+ * LANES pixels of LANES channels at a time, turned in registers. Whole vectors are stored, so up to LANES - 1 elements
+ * behind a pixel's channels are written: the next pixel overwrites them, because pixels are stored in order and the last
+ * channels first; behind the last pixel there must be room. Nothing is read at `end` or behind. The cells `ahead` elements further on, which a
+ * later call reads, are asked for: of many planes that are read in turns the processor does not see them coming. */
+FC_INLINE void FC_NAME(side_by_side)(FC_T *to, ptrdiff_t pitch, const FC_T *from, const ptrdiff_t *offset,
+                                     ptrdiff_t channels, ptrdiff_t count, const ptrdiff_t step, const int vector,
+                                     ptrdiff_t ahead, const FC_T *end)
+{
+    ptrdiff_t done = 0;
+    if (vector) {
+        /* whole groups, and for the rest one that ends where the pixels do, or that reads on behind them */
+        const ptrdiff_t reach = count < LANES ? LANES : count;
+        if (from + offset[channels - 1] + reach * step <= end)
+            done = count;
+        else
+            done = count < LANES ? 0 : count - LANES;
+    }
+    for (ptrdiff_t c = done > 0 ? (channels - 1) / LANES * LANES : -1; c >= 0; c -= LANES) {
+        const FC_T *source[FC_LANES];
+        FC_UNROLL
+        for (int k = 0; k < FC_LANES; k++)
+            source[k] = from + offset[c + k < channels ? c + k : channels - 1];
+        for (ptrdiff_t i = 0; i < done; i += LANES) {
+            if (done - i < LANES && i > 0)
+                i = done - LANES; /* pixels that are there already are stored again */
+            VEC column[FC_LANES];
+            FC_UNROLL
+            for (int k = 0; k < FC_LANES; k++) {
+                for (int line = 0; line < vector * FC_VECTOR_BYTES; line += 64)
+                    __builtin_prefetch((const char *)(source[k] + i * step + ahead) + line);
+                column[k] = FC_NAME(take_vector)(source[k] + i * step, vector);
+            }
+            FC_NAME(turn)(column);
+            FC_T *at = to + i * pitch + c;
+            if (done - i >= LANES) {
+                FC_UNROLL
+                for (int k = 0; k < FC_LANES; k++)
+                    *(UVEC *)(at + k * pitch) = column[k];
+            } else {
+                FC_UNROLL
+                for (int k = 0; k < FC_LANES; k++)
+                    if (k < done - i)
+                        *(UVEC *)(at + k * pitch) = column[k];
+            }
+        }
+    }
+    for (ptrdiff_t i = done; i < count; i++)
+        for (ptrdiff_t c = 0; c < channels; c++) {
+            FC_FEW;
+            to[i * pitch + c] = from[offset[c] + i * step];
+        }
+}
+
+static void FC_NAME(channels_last)(FC_T *to, ptrdiff_t pitch, const FC_T *from, const ptrdiff_t *offset,
+                                   ptrdiff_t channels, ptrdiff_t count, ptrdiff_t step, ptrdiff_t ahead, const FC_T *end)
+{
+    if (step == 1)
+        FC_NAME(side_by_side)(to, pitch, from, offset, channels, count, 1, 1, ahead, end);
+    else if (step == 2)
+        FC_NAME(side_by_side)(to, pitch, from, offset, channels, count, 2, 2, ahead, end);
+    else if (step == 4)
+        FC_NAME(side_by_side)(to, pitch, from, offset, channels, count, 4, 4, ahead, end);
+    else
+        FC_NAME(side_by_side)(to, pitch, from, offset, channels, count, step, 0, ahead, end);
+}
+
+/* Copies `rows` runs of `count` elements that lie `step` apart to rows `pitch` apart. Each run is short and the next one far
+ * away, so the processor does not see it coming: it is asked for while the one two before it is copied. */
+static void FC_NAME(copy_runs)(FC_T *to, ptrdiff_t pitch, const FC_T *from, ptrdiff_t step, ptrdiff_t rows, ptrdiff_t count)
+{
+    for (ptrdiff_t r = 0; r < rows; r++, to += pitch, from += step) {
+        ptrdiff_t i = 0;
+        for (; i + LANES <= count; i += LANES) {
+            if (i * (ptrdiff_t)sizeof(FC_T) % 64 == 0)
+                __builtin_prefetch(from + 2 * step + i);
+            *(UVEC *)(to + i) = *(const UVEC *)(from + i);
+        }
+        if (i < count && count >= LANES)
+            *(UVEC *)(to + count - LANES) = *(const UVEC *)(from + count - LANES);
+        else
+            for (; i < count; i++) {
+                FC_FEW;
+                to[i] = from[i];
+            }
+    }
+}
+
+/* Packs the windows of n pixels, each into `width` elements: run t of pixel p is the `count` elements of
+ * flat + pixel[p] + run[t], and the runs lie one behind the other. Whole vectors are copied, as in pack_runs. */
+static void FC_NAME(pack_windows)(FC_T *to, ptrdiff_t width, const FC_T *flat, const ptrdiff_t *pixel, ptrdiff_t n,
+                                  const ptrdiff_t *run, ptrdiff_t runs, ptrdiff_t count)
+{
+    for (ptrdiff_t p = 0; p < n; p++)
+        for (ptrdiff_t t = 0; t < runs; t++) {
+            const FC_T *source = flat + pixel[p] + run[t];
+            FC_T *target = to + p * width + t * count;
+            for (ptrdiff_t k = 0; k < count; k += LANES)
+                *(UVEC *)(target + k) = *(const UVEC *)(source + k);
+        }
+}
+
+#undef VEC
+#undef UVEC
+#undef LANES
