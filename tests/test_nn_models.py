@@ -237,16 +237,22 @@ chosen = pytest.mark.skipif("FASTCONV_SLOW_TESTS" not in os.environ, reason="slo
 @chosen
 @pytest.mark.slow
 @pytest.mark.skipif(not MNIST.is_dir(), reason=f"no MNIST files: {MNIST} (FASTCONV_MNIST) is not there")
-@pytest.mark.parametrize(("kind", "epochs", "rate"), [(nn.LeNet5, 8, 0.002), (nn.KerasConvNet, 12, 0.002)])
-def test_98_percent_of_mnist(kind: Any, epochs: int, rate: float) -> None:
+@pytest.mark.parametrize(("kind", "moved", "epochs"), [(nn.LeNet5, False, 8), (nn.KerasConvNet, True, 7)])
+def test_98_percent_of_mnist(kind: Any, moved: bool, epochs: int) -> None:
     data = nn.load_mnist(MNIST, seed=0)
-    train, test = (data.x_train[:8000], data.t_train[:8000]), (data.x_test[:2000], data.t_test[:2000])
-    assert (len(train[0]), len(test[0])) == (8000, 2000)
-    network, optimizer = kind(seed=0), nn.Adam(rate)
-    network.fit(*train, epochs=epochs, batch_size=50, optimizer=optimizer, seed=0)
+    x, t, test = data.x_train[:8000], data.t_train[:8000], (data.x_test[:2000], data.t_test[:2000])
+    assert (len(x), len(test[0])) == (8000, 2000)
+    if moved:  # one convolution of ten filters learns the 8,000 by heart: let it see them a pixel to each side as well
+        around = np.pad(x, ((0, 0), (0, 0), (1, 1), (1, 1)))
+        x = np.concatenate([around[:, :, i:i + 28, j:j + 28] for i, j in ((1, 1), (0, 1), (2, 1), (1, 0), (1, 2))])
+        t = np.tile(t, 5)
+    network, optimizer = kind(seed=0), nn.Adam(0.002)
+    network.fit(x, t, epochs=epochs, batch_size=50, optimizer=optimizer, seed=0)
     optimizer.lr /= 5  # settles down: rounding, which differs between CPUs, must not decide
-    network.fit(*train, epochs=3, batch_size=50, optimizer=optimizer, seed=1)
-    assert network.evaluate(*test)[1] >= 0.98
+    network.fit(x, t, epochs=3, batch_size=50, optimizer=optimizer, seed=1)
+    accuracy = network.evaluate(*test)[1]
+    print(f"{kind.__name__}: {accuracy:.2%}")
+    assert accuracy >= 0.98
 
 
 @chosen

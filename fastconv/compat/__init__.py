@@ -6,4 +6,6 @@
     The fast layers of Stanford's course cs231n.
 :mod:`fastconv.compat.keras`
     Keras's convolutions and poolings, channels last.
+:mod:`fastconv.compat.scipy_signal`
+    ``scipy.signal``'s convolutions of one and two axes.
 """
