@@ -289,6 +289,25 @@ def effective_threads(settings: Settings) -> int:
         now = _cpu.openmp_threads()
         if now < _openmp_at_start():
             threads = min(threads, now)
+        if threads > getattr(_started, "most", 1):
+            threads = _tried_threads(threads)
+    return threads
+
+
+_started = threading.local()
+
+
+def _tried_threads(threads: int) -> int:
+    """`threads` where this process may start that many, otherwise 1.
+
+    OpenMP's run-time library ends the process where it gets no thread (a limit of processes, or of address space, which
+    their stacks take). It keeps the threads of each thread that calls it, so one try for each of those will do.
+    """
+    from .native import _cpu
+
+    if _cpu.startable_threads(threads - 1) < threads - 1:
+        return 1
+    _started.most = threads
     return threads
 
 

@@ -139,7 +139,7 @@ def _no_garbage() -> None:
 
 # On a build server the same examples each time: a failure there must be the change's. HYPOTHESIS_PROFILE=long searches.
 hypothesis.settings.register_profile("quick", max_examples=25, deadline=None, derandomize="CI" in os.environ)
-hypothesis.settings.register_profile("long", max_examples=1000, deadline=None)
+hypothesis.settings.register_profile("long", max_examples=10_000, deadline=None)
 hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "quick"))
 
 

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 from cases import CONV_CASES, CORE_CONV_CASES, POOL_CASES
-from test_threads import run_script
+from processes import output_of as run_script
 
 import fastconv
 from fastconv import im2col_gemm, memory

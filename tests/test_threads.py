@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import os
-import subprocess
 import sys
-import textwrap
 import threading
 import time
 from collections.abc import Callable
@@ -15,11 +13,22 @@ from typing import Any
 import numpy as np
 import pytest
 from cases import CONV_CASES, CORE_CONV_CASES, CORE_POOL_CASES, POOL_CASES
+from processes import output_of
 
 import fastconv
+from fastconv import dispatch, functional
 from fastconv.options import backend_available
 
-THREADS = (2, 3, 5)
+THREADS = (2, 3, 5, 8)
+DTYPES = ("float32", "float64")
+
+
+@pytest.fixture
+def no_call_is_too_small(monkeypatch):
+    """Let every call have all its threads, however little there is to do: the cases are small."""
+    monkeypatch.setattr(dispatch, "SERIAL_FLOPS", 0)
+    monkeypatch.setattr(dispatch, "SERIAL_ELEMENTS", 0)
+    monkeypatch.setattr(functional, "_small_calls", {})
 
 
 def assert_same_bits(call: Callable[[], np.ndarray | None]) -> None:
@@ -45,18 +54,20 @@ def unless_refused(call: Callable[..., Any], *args: Any, **how: Any) -> Callable
     return attempt
 
 
+@pytest.mark.usefixtures("no_call_is_too_small")
 @pytest.mark.parametrize("case", CONV_CASES, ids=str)
 def test_rule_12_convolutions_give_the_same_bits(case, conv_engine):
     rng = np.random.default_rng(0)
-    x, weight = rng.standard_normal(case.x).astype(np.float32), rng.standard_normal(case.weight).astype(np.float32)
     shape = fastconv.plan_conv2d(case.x, case.weight, **case.arguments).output_shape
-    dout = rng.standard_normal(shape).astype(np.float32)
     how = {**case.arguments, "algorithm": conv_engine.algorithm}
-    assert_same_bits(unless_refused(fastconv.conv2d, x, weight, **how))
-    assert_same_bits(unless_refused(fastconv.conv2d_backward_data, dout, weight, case.x, **how))
-    assert_same_bits(unless_refused(fastconv.conv2d_backward_weight, dout, x, case.weight, **how))
+    for dtype in DTYPES if case.core else DTYPES[:1]:
+        x, weight, dout = (rng.standard_normal(size).astype(dtype) for size in (case.x, case.weight, shape))
+        assert_same_bits(unless_refused(fastconv.conv2d, x, weight, **how))
+        assert_same_bits(unless_refused(fastconv.conv2d_backward_data, dout, weight, case.x, **how))
+        assert_same_bits(unless_refused(fastconv.conv2d_backward_weight, dout, x, case.weight, **how))
 
 
+@pytest.mark.usefixtures("no_call_is_too_small")
 def test_rule_12_bias_gradients_give_the_same_bits(engine):
     rng = np.random.default_rng(0)
     x, weight = (rng.standard_normal(shape).astype(np.float32) for shape in ((3, 1, 90, 101), (5, 1, 1, 1)))
@@ -64,9 +75,11 @@ def test_rule_12_bias_gradients_give_the_same_bits(engine):
     assert_same_bits(lambda: fastconv.conv2d_backward(dout, x, weight, need=("db",))[2])
 
 
+@pytest.mark.usefixtures("no_call_is_too_small")
+@pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("case", POOL_CASES, ids=str)
-def test_rule_12_poolings_give_the_same_bits(case, engine):
-    x = np.random.default_rng(0).standard_normal(case.x).astype(np.float32)
+def test_rule_12_poolings_give_the_same_bits(case, dtype, engine):
+    x = np.random.default_rng(0).standard_normal(case.x).astype(dtype)
     out, indices = fastconv.max_pool2d(x, **case.arguments, return_indices=True)
     assert_same_bits(lambda: fastconv.max_pool2d(x, **case.arguments))
     assert_same_bits(lambda: fastconv.max_pool2d(x, **case.arguments, return_indices=True)[1])
@@ -75,14 +88,24 @@ def test_rule_12_poolings_give_the_same_bits(case, engine):
     assert_same_bits(lambda: fastconv.avg_pool2d_backward(out, case.x, **case.arguments))
 
 
+@pytest.mark.usefixtures("no_call_is_too_small")
+@pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("layout", ["rows", "columns", "windows", "cs231n"])
 @pytest.mark.parametrize("case", CORE_CONV_CASES, ids=str)
-def test_rule_12_lowering_gives_the_same_bits(case, layout, engine):
-    x = np.random.default_rng(0).standard_normal(case.x).astype(np.float32)
+def test_rule_12_lowering_gives_the_same_bits(case, layout, dtype, engine):
+    x = np.random.default_rng(0).standard_normal(case.x).astype(dtype)
     how = {"dilation": case.dilation, "layout": layout}
     col = fastconv.im2col(x, *case.window, **how)
     assert_same_bits(lambda: fastconv.im2col(x, *case.window, **how))
     assert_same_bits(lambda: fastconv.col2im(col, case.x, *case.window, **how))
+
+
+def test_rule_12_the_threads_are_there(no_call_is_too_small):
+    """Otherwise the tests above would compare one thread with itself."""
+    with fastconv.options(num_threads=8):
+        plan = fastconv.plan_conv2d((1, 1, 4, 4), (1, 1, 3, 3))
+        assert plan._budget.threads == (8 if backend_available("cython") else 1)
+        assert dispatch.threads(1) == plan._budget.threads
 
 
 def test_rule_12_the_choice_does_not_look_at_the_threads():
@@ -185,24 +208,13 @@ def test_rule_15_the_gil_is_released_during_the_work(engine):
     assert [name for name, call in calls.items() if while_it_runs(call) == 0] == []
 
 
-def run_script(script: str, timeout: float = 60, **environment: str) -> str:
-    """Run it in a new interpreter and return what it prints; a hang is a failure and not a hang of the suite."""
-    # The environment's own settings would decide what the script is about.
-    inherited = {name: value for name, value in os.environ.items()
-                 if not name.startswith(("FASTCONV_", "OMP_", "GOMP_"))}
-    done = subprocess.run([sys.executable, "-c", textwrap.dedent(script)], env={**inherited, **environment},
-                          capture_output=True, text=True, timeout=timeout, check=False)
-    assert done.returncode == 0, done.stderr
-    return done.stdout
-
-
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
 @pytest.mark.parametrize("backend", ["cython", "numpy"])
 def test_rule_15_after_fork(backend):
     """A child of a process that used threads: in the thread that forked, and in new threads of the child."""
     if not backend_available(backend):
         pytest.skip(f"{backend} is not installed")
-    printed = run_script("""
+    printed = output_of("""
         import os, sys, threading, warnings
         import numpy as np
         import fastconv

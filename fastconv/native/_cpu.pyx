@@ -31,6 +31,37 @@ cdef extern from *:
         return 0;
     }
 
+    #ifdef _WIN32
+    static int fc_startable(int threads) { return threads; }
+    #else
+    #include <pthread.h>
+    #include <stdlib.h>
+
+    static void *fc_wait_for(void *gate)
+    {
+        pthread_mutex_lock((pthread_mutex_t *)gate);
+        pthread_mutex_unlock((pthread_mutex_t *)gate);
+        return NULL;
+    }
+
+    static int fc_startable(int threads)
+    {
+        pthread_mutex_t gate = PTHREAD_MUTEX_INITIALIZER;
+        pthread_t *started = (pthread_t *)malloc((size_t)threads * sizeof *started);
+        int i, count = 0;
+        if (!started)
+            return 0;
+        pthread_mutex_lock(&gate); /* until all are there: one after the other would always find room */
+        while (count < threads && pthread_create(started + count, NULL, fc_wait_for, &gate) == 0)
+            count++;
+        pthread_mutex_unlock(&gate);
+        for (i = 0; i < count; i++)
+            pthread_join(started[i], NULL);
+        free(started);
+        return count;
+    }
+    #endif
+
     #if defined(__clang__)
     #define FC_COMPILER "clang " __clang_version__
     #else
@@ -42,6 +73,7 @@ cdef extern from *:
     const char** fc_isa_names
     int fc_isa_runs(int which)
     int omp_get_max_threads() nogil
+    int fc_startable(int threads) nogil
 
 #: The compiler that built the extension modules.
 COMPILER = FC_COMPILER.decode()
@@ -63,3 +95,10 @@ def isa_table():
 def openmp_threads():
     """The most threads that OpenMP would use now in this thread: what OMP_NUM_THREADS and threadpoolctl set."""
     return omp_get_max_threads()
+
+
+def startable_threads(int threads):
+    """How many of so many more threads this process may start now: it starts them, and lets them end."""
+    with nogil:
+        threads = fc_startable(threads)
+    return threads
