@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from test_threads import run_script
+from processes import output_of
 
 import fastconv
 from fastconv import memory
@@ -258,14 +258,14 @@ THREADS = "from fastconv.options import current, effective_threads; print(effect
 
 
 def test_environment_backend():
-    assert run_script(PLAN, FASTCONV_BACKEND="numpy").split()[0] == "numpy"
+    assert output_of(PLAN, FASTCONV_BACKEND="numpy").split()[0] == "numpy"
 
 
 @pytest.mark.parametrize("isa", native.ISAS)
 def test_environment_isa(isa):
     if isa not in native.available_isas():
         pytest.skip(f"this CPU cannot run {isa}")
-    assert run_script(PLAN, FASTCONV_ISA=isa).split() == ["cython", isa]
+    assert output_of(PLAN, FASTCONV_ISA=isa).split() == ["cython", isa]
 
 
 @pytest.mark.skipif(not native._cpu.OPENMP, reason="without OpenMP there is one thread")
@@ -276,7 +276,7 @@ def test_environment_isa(isa):
     ({"FASTCONV_NUM_THREADS": "3", "OMP_NUM_THREADS": "2"}, 3),
 ], ids=str)
 def test_environment_threads(variables, want):
-    assert run_script(THREADS, **variables) == f"{want}\n"
+    assert output_of(THREADS, **variables) == f"{want}\n"
 
 
 @pytest.mark.parametrize(("variables", "names"), [
@@ -293,7 +293,7 @@ def test_wrong_environment_is_one_clear_error(variables, names):
         except ValueError as error:
             print(error)
     """
-    printed = run_script(script, **variables)
+    printed = output_of(script, **variables)
     for name in names:
         assert name in printed
 
@@ -309,7 +309,7 @@ def test_affinity_bounds_the_threads():
         else:
             print(1)
     """
-    assert run_script(script) == "1\n"
+    assert output_of(script) == "1\n"
 
 
 # --- reports ----------------------------------------------------------------------------------------------------------

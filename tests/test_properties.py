@@ -370,7 +370,7 @@ def pooled(problem: Problem, average: bool) -> tuple[int, ...] | None:
 def test_max_pool2d(problem):
     x, = problem.setting.values((problem.x,), problem.dtype)
     if problem.options["ties"]:
-        x = np.where(np.isfinite(x), np.clip(x, -1, 1).astype(int), x).astype(problem.dtype)
+        x = np.where(np.isfinite(x), np.round(np.clip(x, -1, 1)), x).astype(problem.dtype)
     shape = pooled(problem, average=False)
     if shape is None:
         with pytest.raises(ValueError, match="no cell inside"):
