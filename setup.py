@@ -109,7 +109,7 @@ def extensions() -> list[Extension]:
     macros = [("NPY_NO_DEPRECATED_API", "NPY_1_23_API_VERSION")]
     table = " ".join(f'FC_ISA("{isa.name}", {isa.predicate})' for isa in built if isa.features)
     folder = "fastconv/native"
-    headers = [f"{folder}/{name}" for name in ("simd.h", "tiles.h", "winograd.h", "gradients.h", "machine.h")]
+    headers = [f"{folder}/{path.name}" for path in sorted((Path(__file__).parent / folder).glob("*.h"))]
     names = ("common", "im2col", "direct", "implicit_gemm", "winograd", "bias", "pooling", "machine")
     parts = [f"{folder}/{name}.pxi" for name in names]
     common = {"extra_link_args": links, "include_dirs": [folder, numpy.get_include()], "depends": headers + parts}

@@ -10,6 +10,7 @@ import itertools
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Any, Protocol
 
 import numpy as np
@@ -276,46 +277,64 @@ class CythonBackend(NumpyBackend):
         if x.itemsize not in (1, 2, 4, 8, 16):
             super().im2col(x, geometry, layout, pad_value, out, threads)
             return
-        self._kernels().im2col(x, geometry, layout, np.array(pad_value, x.dtype), out, threads)
+        self._kernels().im2col(x, geometry, layout, np.array(pad_value, x.dtype), out, _lines, threads)
 
     def col2im(self, col: Array, geometry: Window2dGeometry, layout: str, out: Array, threads: int) -> None:
         if col.dtype not in KERNEL_DTYPES:
             super().col2im(col, geometry, layout, out, threads)
             return
-        self._kernels().col2im(col, geometry, layout, out, threads)
-
-    def _pooling_scratch(self, geometry: Pool2dGeometry, dtype: np.dtype, threads: int) -> Array:
-        shared, each = self._kernels().pooling_workspace(geometry, dtype.itemsize)
-        return memory.scratch(shared + threads * each)
+        self._kernels().col2im(col, geometry, layout, out, _lines, threads)
 
     def max_pool(self, x: Array, geometry: Pool2dGeometry, out: Array, indices: Array | None, threads: int) -> None:
-        if x.dtype not in KERNEL_DTYPES:
+        # the kernels hold the places of float32 in lanes of 32 bits
+        too_large = indices is not None and x.itemsize == 4 and math.prod(geometry.in_size) >= 2**31
+        if x.dtype not in KERNEL_DTYPES or too_large:
             super().max_pool(x, geometry, out, indices, threads)
             return
-        self._kernels().max_pool(x, geometry, out, indices, self._pooling_scratch(geometry, x.dtype, threads), threads)
+        self._kernels().max_pool(x, geometry, out, indices, memory.scratch, threads)
 
     def max_pool_backward(self, dout: Array, indices: Array, geometry: Window2dGeometry, out: Array,
                           threads: int) -> bool:
         if dout.dtype not in KERNEL_DTYPES:
             return super().max_pool_backward(dout, indices, geometry, out, threads)
-        return bool(self._kernels().max_pool_backward(dout, indices, geometry, out, threads))
-
-    def _average(self, x: Array, geometry: Pool2dGeometry, count_include_pad: bool, divisor_override: int | None,
-                 backward: bool, out: Array, threads: int) -> None:
-        rows, columns = (np.array(geometry.divisors(axis, count_include_pad), np.float64) for axis in (0, 1))
-        self._kernels().avg_pool(x, geometry, rows, columns, float(divisor_override or 0), backward, out,
-                                 self._pooling_scratch(geometry, x.dtype, threads), threads)
+        return bool(self._kernels().max_pool_backward(dout, indices, geometry, out, memory.scratch, threads))
 
     def avg_pool(self, x: Array, geometry: Pool2dGeometry, count_include_pad: bool, divisor_override: int | None,
                  out: Array, threads: int) -> None:
         if x.dtype not in KERNEL_DTYPES:
             super().avg_pool(x, geometry, count_include_pad, divisor_override, out, threads)
             return
-        self._average(x, geometry, count_include_pad, divisor_override, False, out, threads)
+        divisors = _divisor_table(geometry, count_include_pad, divisor_override, x.dtype)
+        self._kernels().avg_pool(x, geometry, *divisors, False, out, memory.scratch, threads)
 
     def avg_pool_backward(self, dout: Array, geometry: Pool2dGeometry, count_include_pad: bool,
                           divisor_override: int | None, out: Array, threads: int) -> None:
         if dout.dtype not in KERNEL_DTYPES:
             super().avg_pool_backward(dout, geometry, count_include_pad, divisor_override, out, threads)
             return
-        self._average(dout, geometry, count_include_pad, divisor_override, True, out, threads)
+        divisors = _divisor_table(geometry, count_include_pad, divisor_override, dout.dtype)
+        self._kernels().avg_pool(dout, geometry, *divisors, True, out, memory.scratch, threads)
+
+
+def _lines(nbytes: int) -> Array:
+    """Memory that starts at a cache line, for kernels that are also called while their thread's scratch is in use."""
+    raw = np.empty(nbytes + 64, np.uint8)
+    return raw[-raw.ctypes.data % 64:]
+
+
+@lru_cache(maxsize=64)
+def _divisor_table(geometry: Pool2dGeometry, count_include_pad: bool, divisor_override: int | None,
+                   dtype: np.dtype) -> tuple[Array, Array]:
+    """The divisors of an average for the kernels: different rows of them, and which one each row of output has.
+
+    Windows far from the borders have the same ones, so that there are few rows. They end in ones, which vectors that
+    reach beyond the output divide by.
+    """
+    columns = np.array(geometry.divisors(1, count_include_pad), np.float64)
+    counts, which = np.unique(geometry.divisors(0, count_include_pad), return_inverse=True)
+    if divisor_override is not None:
+        columns = np.full(columns.shape, divisor_override, np.float64)
+        counts, which = np.ones(1), np.zeros(which.shape, int)
+    table = np.ones((len(counts), len(columns) + 64), dtype)
+    table[:, :len(columns)] = np.multiply.outer(counts, columns)
+    return table, which.astype(np.int32)

@@ -7,6 +7,7 @@ from functools import cache
 import numpy as np
 import pytest
 from cases import CORE_CONV_CASES, LOWERING_CASES, ConvCase
+from guarded import guarded
 
 import fastconv
 from fastconv import reference
@@ -64,6 +65,43 @@ def test_col2im(case, layout, engine, poisoned):
                               dilation=case.dilation, layout=layout, out=out)
         assert got is out
         np.testing.assert_array_equal(got, want, err_msg=dtype)
+
+
+@pytest.mark.parametrize("at_end", [False, True], ids=["start", "end"])
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("case", LOWERING_CASES, ids=str)
+def test_nothing_beside_the_arrays_is_touched(case, layout, at_end, engine):
+    for dtype in ("float32", "float64", "int8"):
+        x, col = (guarded(array, at_end=at_end) for array in (images(case, dtype), columns(case, layout, dtype)))
+        got = fastconv.im2col(x, *case.window, dilation=case.dilation, layout=layout,
+                              out=guarded(col, at_end=at_end))
+        np.testing.assert_array_equal(got, expected_columns(case, layout).astype(dtype))
+        if dtype in FLOATS:
+            got = fastconv.col2im(col, case.x, *case.window, dilation=case.dilation, layout=layout,
+                                  out=guarded(x, at_end=at_end))
+            np.testing.assert_array_equal(got, expected_images(case, layout, unsigned=False))
+
+
+@pytest.mark.parametrize("window", [(3, 1, 1), (2, 2, 0), (3, 2, 1), (1, 1, 0)], ids=str)
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_results_larger_than_caches(layout, window, engine):
+    """They may be stored in another way. A part of it is computed as if it were alone, which is smaller."""
+    if engine.backend == "numpy":
+        pytest.skip("the reference has one way")
+    (k, stride, pad), shape = window, (3, 6, 653, 579)
+    channels = 1 if k == 3 and stride == 1 else 2
+    x = np.random.default_rng(0).integers(-4, 5, shape).astype(np.float32)
+    x = x if k == 1 or stride == 2 else x[:, :2]
+    whole = fastconv.im2col(x, k, k, stride, pad, layout="windows")
+    assert whole.nbytes > 24 * 2**20
+    for c in range(0, x.shape[1], channels):
+        part = fastconv.im2col(x[:, c:c + channels], k, k, stride, pad, layout="windows")
+        np.testing.assert_array_equal(whole[:, c:c + channels], part)
+    col = fastconv.im2col(x, k, k, stride, pad, layout=layout)
+    axes = {"rows": (0, 4, 5, 1, 2, 3), "cs231n": (1, 2, 3, 4, 5, 0)}.get(layout, range(6))
+    np.testing.assert_array_equal(col, whole.transpose(axes).reshape(col.shape))
+    back = fastconv.col2im(col, x.shape, k, k, stride, pad, layout=layout)
+    np.testing.assert_array_equal(back, fastconv.col2im(whole, x.shape, k, k, stride, pad, layout="windows"))
 
 
 @pytest.mark.parametrize("dtype", OTHERS)

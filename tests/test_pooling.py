@@ -7,6 +7,7 @@ from functools import cache
 import numpy as np
 import pytest
 from cases import CORE_POOL_CASES, POOL_CASES, PoolCase
+from guarded import guarded
 
 import fastconv
 from fastconv import reference
@@ -81,6 +82,91 @@ def test_max_pool_backward(case, dtype, engine, poisoned):
     got = fastconv.max_pool2d_backward(poisoned.place(dout), poisoned.place(indices), case.x, out=dx)
     assert got is dx
     np.testing.assert_array_equal(got, reference.max_pool2d_backward(dout.astype(np.float64), indices, case.x))
+
+
+#: Windows that the indices of a plane are guessed to come from, and one that nobody would guess.
+GUESSES = ((2, 2, 0), (3, 2, 1), (3, 2, 0), (3, 1, 1), (3, 1, 0), (4, 3, 1))
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
+@pytest.mark.parametrize("window", GUESSES, ids=str)
+def test_indices_of_any_origin(window, dtype, engine):
+    """max_pool2d_backward is not told which windows the indices come from."""
+    rng, shape = np.random.default_rng(5), (1, 3, 12, 70)
+    y, indices = fastconv.max_pool2d(rng.permutation(np.prod(shape)).reshape(shape).astype(dtype), *window,
+                                     return_indices=True)
+    dout = rng.integers(-4, 5, y.shape).astype(dtype)
+    indices[0, 1, -1, -1] = 3  # one window of one plane is another
+    np.testing.assert_array_equal(fastconv.max_pool2d_backward(dout, indices, shape),
+                                  reference.max_pool2d_backward(dout, indices, shape))
+    indices[0, 2] = rng.integers(0, 12 * 70, indices.shape[2:])
+    np.testing.assert_array_equal(fastconv.max_pool2d_backward(dout, indices, shape),
+                                  reference.max_pool2d_backward(dout, indices, shape))
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
+@pytest.mark.parametrize("window", GUESSES, ids=str)
+def test_one_index_outside_its_plane(window, dtype, engine):
+    """Also where the window would have a cell there, if the image went on."""
+    x = np.random.default_rng(5).standard_normal((1, 2, 12, 70)).astype(dtype)
+    y, indices = fastconv.max_pool2d(x, *window, return_indices=True)
+    for place in ((0, 0), (0, -1), (-1, 0), (-1, -1), (1, 5)):
+        right = int(indices[0, 1][place])
+        for index in (right + 12 * 70, right - 12 * 70, right + 2**32, right - 2**32, right + 2**62, -2**63, 2**63 - 1):
+            wrong = indices.copy()
+            wrong[0, 1][place] = index
+            with pytest.raises(ValueError, match="indices"):
+                fastconv.max_pool2d_backward(y, wrong, x.shape)
+
+
+@pytest.mark.parametrize("at_end", [False, True], ids=["start", "end"])
+@pytest.mark.parametrize("dtype", FLOATS)
+@pytest.mark.parametrize("case", POOL_CASES, ids=str)
+def test_nothing_beside_the_arrays_is_touched(case, dtype, at_end, engine):
+    x, dout, (want, places) = images(case, dtype), output_gradient(case, dtype), expected_maximum(case)
+    x, dout, indices, out, dx = (guarded(array, at_end=at_end) for array in
+                                 (x, dout, places, np.empty_like(dout), np.empty_like(x)))
+    np.testing.assert_array_equal(fastconv.max_pool2d(x, **case.arguments, out=out), want)
+    got, found = fastconv.max_pool2d(x, **case.arguments, return_indices=True, out=out)
+    np.testing.assert_array_equal(got, want)
+    np.testing.assert_array_equal(found, places)
+    np.testing.assert_array_equal(fastconv.max_pool2d_backward(dout, indices, case.x, out=dx),
+                                  reference.max_pool2d_backward(dout, places, case.x))
+    fastconv.avg_pool2d(x, **case.arguments, out=out)
+    fastconv.avg_pool2d_backward(dout, case.x, **case.arguments, out=dx)
+
+
+@pytest.mark.parametrize(("operation", "shape", "window"), [
+    ("max", (2, 15, 463, 517), (2, 1)), ("max", (2, 15, 463, 517), (5, 1)), ("indices", (2, 10, 461, 519), (3, 1, 1)),
+    ("max_backward", (2, 14, 467, 521), (2, 2)), ("max_backward", (2, 14, 467, 521), (3, 2, 1)),
+    ("max_backward", (2, 14, 467, 521), (4, 3)), ("avg", (2, 15, 463, 517), (3, 1, 1)),
+    ("avg_backward", (2, 15, 463, 517), (3, 2, 1)), ("avg_backward", (2, 15, 463, 517), (4, 3)),
+], ids=str)
+@pytest.mark.parametrize("threads", [1, 2])
+def test_results_larger_than_caches(operation, shape, window, threads, engine):
+    """They may be stored in another way. An image's part of it is computed as if it were alone, which is smaller."""
+    x = np.random.default_rng(0).standard_normal(shape, np.float32)
+
+    def pooled(x):
+        y, indices = fastconv.max_pool2d(x, *window, return_indices=True)
+        match operation:
+            case "max":
+                return fastconv.max_pool2d(x, *window)
+            case "indices":
+                return indices
+            case "max_backward":
+                return fastconv.max_pool2d_backward(y, indices, x.shape)
+            case "avg":
+                return fastconv.avg_pool2d(x, *window)
+        return fastconv.avg_pool2d_backward(y, x.shape, *window)
+
+    if engine.backend == "numpy":
+        pytest.skip("the reference has one way")
+    with fastconv.options(num_threads=threads):
+        whole = pooled(x)
+        assert whole.nbytes > 24 * 2**20
+        for i in range(2):
+            np.testing.assert_array_equal(whole[i:i + 1], pooled(x[i:i + 1]))
 
 
 @pytest.mark.parametrize("dtype", OTHERS)

@@ -1,0 +1,256 @@
+/* Template of the vector operations that the pooling and lowering kernels share; see each_vector.h. */
+
+#define VEC FC_NAME(vec)
+#define IVEC FC_NAME(ivec)
+#define UVEC FC_NAME(uvec)
+#define MASK FC_NAME(mask)
+
+typedef FC_T VEC __attribute__((vector_size(FC_BYTES)));
+typedef FC_INT IVEC __attribute__((vector_size(FC_BYTES)));
+/* The same vector in memory, at any address that an element may have. */
+typedef FC_T UVEC __attribute__((vector_size(FC_BYTES), aligned(sizeof(FC_T)), may_alias));
+
+#if FC_LANES == 16
+#define EVENS 0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30
+#define ODDS 1, 3, 5, 7, 9, 11, 13, 15, 17, 19, 21, 23, 25, 27, 29, 31
+#define LOWS 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23
+#define IOTA 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15
+#define HIGHS 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31
+#elif FC_LANES == 8
+#define EVENS 0, 2, 4, 6, 8, 10, 12, 14
+#define ODDS 1, 3, 5, 7, 9, 11, 13, 15
+#define LOWS 0, 8, 1, 9, 2, 10, 3, 11
+#define IOTA 0, 1, 2, 3, 4, 5, 6, 7
+#define HIGHS 4, 12, 5, 13, 6, 14, 7, 15
+#elif FC_LANES == 4
+#define EVENS 0, 2, 4, 6
+#define ODDS 1, 3, 5, 7
+#define LOWS 0, 4, 1, 5
+#define IOTA 0, 1, 2, 3
+#define HIGHS 2, 6, 3, 7
+#else
+#define EVENS 0, 2
+#define ODDS 1, 3
+#define LOWS 0, 2
+#define IOTA 0, 1
+#define HIGHS 1, 3
+#endif
+
+FC_INLINE VEC FC_NAME(load)(const FC_T *from) { return *(const UVEC *)from; }
+FC_INLINE void FC_NAME(store)(FC_T *to, VEC v) { *(UVEC *)to = v; }
+FC_INLINE IVEC FC_NAME(iload)(const FC_INT *from) { return (IVEC)FC_NAME(load)((const FC_T *)from); }
+FC_INLINE VEC FC_NAME(all)(FC_T value) { return value - (VEC){0}; }
+FC_INLINE IVEC FC_NAME(iall)(FC_INT value) { return value - (IVEC){0}; }
+
+enum { FC_NAME(lanes) = FC_LANES };
+
+/* 0, 1, 2 ... */
+FC_INLINE IVEC FC_NAME(count)(void) { return (IVEC){IOTA}; }
+
+/* Of the 2*LANES elements a, b in order: every second one, from the first or from the second on. */
+FC_INLINE VEC FC_NAME(evens)(VEC a, VEC b) { return __builtin_shufflevector(a, b, EVENS); }
+FC_INLINE VEC FC_NAME(odds)(VEC a, VEC b) { return __builtin_shufflevector(a, b, ODDS); }
+/* The other way round: a[0], b[0], a[1], b[1] ..., the first and the second half of them. */
+FC_INLINE VEC FC_NAME(lows)(VEC a, VEC b) { return __builtin_shufflevector(a, b, LOWS); }
+FC_INLINE VEC FC_NAME(highs)(VEC a, VEC b) { return __builtin_shufflevector(a, b, HIGHS); }
+
+/* to[j*pitch_to + i] = from[i][at + j] for i, j < LANES. One round puts row i + LANES/2 between the elements of row i: the
+ * numbers of the elements turn by one bit, and after all of their row bits have become column bits the tile is turned. */
+FC_INLINE void FC_NAME(transpose_tile)(FC_T *to, ptrdiff_t pitch_to, const FC_T *const *from, ptrdiff_t at, ptrdiff_t ahead)
+{
+    VEC row[FC_LANES], next[FC_LANES];
+FC_UNROLL
+    for (int i = 0; i < FC_LANES; i++) {
+        row[i] = FC_NAME(load)(from[i] + at);
+        if (ahead)
+            __builtin_prefetch((const char *)(from[i] + at) + ahead);
+    }
+FC_UNROLL
+    for (int half = 1; half < FC_LANES; half *= 2) {
+FC_UNROLL
+        for (int i = 0; i < FC_LANES / 2; i++) {
+            next[2 * i] = FC_NAME(lows)(row[i], row[i + FC_LANES / 2]);
+            next[2 * i + 1] = FC_NAME(highs)(row[i], row[i + FC_LANES / 2]);
+        }
+FC_UNROLL
+        for (int i = 0; i < FC_LANES; i++)
+            row[i] = next[i];
+    }
+FC_UNROLL
+    for (int i = 0; i < FC_LANES; i++)
+        FC_NAME(store)(to + i * pitch_to, row[i]);
+}
+
+/* The first `count` lanes, 0 < count <= LANES. The others are 0; memory behind them is not touched. */
+#if defined(__AVX512F__)
+FC_INLINE VEC FC_NAME(load_part)(const FC_T *from, ptrdiff_t count)
+{
+    return FC_MM(maskz_loadu)((FC_MASK)(count < FC_LANES ? (1u << count) - 1 : (1u << FC_LANES) - 1), from);
+}
+FC_INLINE void FC_NAME(store_part)(FC_T *to, VEC v, ptrdiff_t count)
+{
+    FC_MM(mask_storeu)(to, (FC_MASK)(count < FC_LANES ? (1u << count) - 1 : (1u << FC_LANES) - 1), v);
+}
+#else
+FC_INLINE VEC FC_NAME(load_part)(const FC_T *from, ptrdiff_t count)
+{
+    FC_T lane[FC_LANES] = {0};
+    for (ptrdiff_t i = 0; i < count && i < FC_LANES; i++) {
+        FC_FEW;
+        lane[i] = from[i];
+    }
+    return FC_NAME(load)(lane);
+}
+FC_INLINE void FC_NAME(store_part)(FC_T *to, VEC v, ptrdiff_t count)
+{
+    FC_T lane[FC_LANES];
+    FC_NAME(store)(lane, v);
+    for (ptrdiff_t i = 0; i < count && i < FC_LANES; i++) {
+        FC_FEW;
+        to[i] = lane[i];
+    }
+}
+#endif
+
+/* `count` lanes of the vector; all, where there is room: what lies behind is still to be written. */
+FC_INLINE void FC_NAME(put)(FC_T *to, VEC v, ptrdiff_t count, ptrdiff_t room)
+{
+    if (FC_LIKELY(room >= FC_LANES))
+        FC_NAME(store)(to, v);
+    else if (count > 0)
+        FC_NAME(store_part)(to, v, count);
+}
+
+/* to[i] += from[i]. */
+FC_INLINE void FC_NAME(add)(FC_T *to, const FC_T *from, ptrdiff_t count)
+{
+    ptrdiff_t i = 0;
+    for (; i + FC_LANES <= count; i += FC_LANES)
+        FC_NAME(store)(to + i, FC_NAME(load)(to + i) + FC_NAME(load)(from + i));
+    if (i < count)
+        FC_NAME(store_part)(to + i, FC_NAME(load_part)(to + i, count - i) + FC_NAME(load_part)(from + i, count - i), count - i);
+}
+
+/* A choice for each lane: bits on AVX-512, otherwise vectors of all or no bits. */
+#if defined(__AVX512F__)
+typedef FC_MASK MASK;
+FC_INLINE VEC FC_NAME(pick)(MASK which, VEC yes, VEC no) { return FC_MM(mask_mov)(no, which, yes); }
+FC_INLINE IVEC FC_NAME(ipick)(MASK which, IVEC yes, IVEC no)
+{
+    return (IVEC)FC_MM(mask_mov)((VEC)no, which, (VEC)yes);
+}
+#if FC_BYTES == 64
+#define WORDS __m512i
+#elif FC_BYTES == 32
+#define WORDS __m256i
+#else
+#define WORDS __m128i
+#endif
+FC_INLINE MASK FC_NAME(between)(IVEC a, IVEC b, IVEC c) /* a <= b < c */
+{
+    return FC_COMPARE_INT((WORDS)a, (WORDS)b, _MM_CMPINT_LE) & FC_COMPARE_INT((WORDS)b, (WORDS)c, _MM_CMPINT_LT);
+}
+FC_INLINE MASK FC_NAME(same)(IVEC a, IVEC b) { return FC_COMPARE_INT((WORDS)a, (WORDS)b, _MM_CMPINT_EQ); }
+FC_INLINE VEC FC_NAME(add_where)(MASK which, VEC sum, VEC v) { return FC_MM(mask_add)(sum, which, sum, v); }
+/* One more in the lanes of the mask. */
+FC_INLINE IVEC FC_NAME(tally)(IVEC count, MASK which)
+{
+    return (IVEC)FC_MASKED_ADD_INT((WORDS)count, which, (WORDS)count, (WORDS)FC_NAME(iall)(1));
+}
+#undef WORDS
+/* Does any lane have the value? */
+FC_INLINE int FC_NAME(any)(VEC v, FC_T value) { return FC_COMPARE(v, FC_NAME(all)(value), _CMP_EQ_OQ) != 0; }
+#else
+typedef IVEC MASK;
+FC_INLINE VEC FC_NAME(pick)(MASK which, VEC yes, VEC no)
+{
+#if defined(__AVX2__)
+    return FC_MM(blendv)(no, yes, (VEC)which);
+#else
+    return (VEC)((which & (IVEC)yes) | (~which & (IVEC)no));
+#endif
+}
+FC_INLINE IVEC FC_NAME(ipick)(MASK which, IVEC yes, IVEC no)
+{
+    return (IVEC)FC_NAME(pick)(which, (VEC)yes, (VEC)no);
+}
+FC_INLINE MASK FC_NAME(between)(IVEC a, IVEC b, IVEC c) { return (a <= b) & (b < c); }
+FC_INLINE MASK FC_NAME(same)(IVEC a, IVEC b) { return a == b; }
+FC_INLINE VEC FC_NAME(add_where)(MASK which, VEC sum, VEC v) { return sum + (VEC)(which & (IVEC)v); }
+FC_INLINE IVEC FC_NAME(tally)(IVEC count, MASK which) { return count - which; }
+FC_INLINE int FC_NAME(any)(VEC v, FC_T value)
+{
+    const IVEC equal = v == FC_NAME(all)(value);
+    int64_t words[FC_BYTES / 8], found = 0;
+    memcpy(words, &equal, sizeof words);
+    for (int i = 0; i < FC_BYTES / 8; i++)
+        found |= words[i];
+    return found != 0;
+}
+#endif
+
+/* The larger one; NaN is larger than anything. Of equal ones `old`: only zeros of different signs show that. */
+FC_INLINE VEC FC_NAME(larger)(VEC old, VEC new)
+{
+    /* x86's maximum returns its second operand unless the first is larger, so it lacks only a NaN that is new */
+#if defined(__AVX512F__)
+    return FC_MM(mask_max)(new, FC_COMPARE(new, new, _CMP_ORD_Q), new, old);
+#elif defined(__AVX2__)
+    return FC_MM(blendv)(FC_MM(max)(new, old), new, FC_MM(cmp)(new, new, _CMP_UNORD_Q));
+#elif defined(__SSE2__)
+    return FC_MM(or)(FC_MM(max)(new, old), FC_MM(cmpunord)(new, new));
+#else
+    return FC_NAME(pick)((new > old) | (new != new), new, old);
+#endif
+}
+
+/* The lanes of the mask, zeros in the others. Memory of the others is not touched if it lies outside [begin, end). */
+FC_INLINE VEC FC_NAME(load_where)(MASK which, const FC_T *from, const FC_T *begin, const FC_T *end)
+{
+#if defined(__AVX512F__)
+    (void)begin;
+    (void)end;
+    return FC_MM(maskz_loadu)(which, from);
+#elif defined(__AVX2__)
+    (void)begin;
+    (void)end;
+#if FC_BYTES == 32
+    return FC_MM(maskload)(from, (__m256i)which);
+#else
+    return FC_MM(maskload)(from, (__m128i)which);
+#endif
+#else
+    FC_INT on[FC_LANES];
+    FC_T lane[FC_LANES];
+    if (FC_LIKELY(from >= begin && from + FC_LANES <= end))
+        return (VEC)(which & (IVEC)FC_NAME(load)(from));
+    memcpy(on, &which, sizeof on);
+    for (int l = 0; l < FC_LANES; l++)
+        lane[l] = on[l] ? from[l] : 0;
+    return FC_NAME(load)(lane);
+#endif
+}
+
+/* Where `new` takes the place of `old`: it is larger, or the first NaN. */
+FC_INLINE MASK FC_NAME(wins)(VEC old, VEC new)
+{
+#if defined(__AVX512F__)
+    return FC_MASKED_COMPARE(FC_COMPARE(old, old, _CMP_ORD_Q), new, old, _CMP_NLE_UQ);
+#elif defined(__AVX2__)
+    return (IVEC)FC_MM(and)(FC_MM(cmp)(old, old, _CMP_ORD_Q), FC_MM(cmp)(new, old, _CMP_NLE_UQ));
+#elif defined(__SSE2__)
+    return (IVEC)FC_MM(and)(FC_MM(cmpord)(old, old), FC_MM(cmpnle)(new, old));
+#else
+    return (old == old) & ~(new <= old);
+#endif
+}
+
+#undef VEC
+#undef IVEC
+#undef UVEC
+#undef MASK
+#undef EVENS
+#undef ODDS
+#undef LOWS
+#undef HIGHS
+#undef IOTA

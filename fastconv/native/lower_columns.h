@@ -1,0 +1,185 @@
+/* Template of im2col for elements of one size; see lowering.h, which sets FC_T and FC_ELEMENT(name). */
+
+/* What one tap sees in a row of the image, to[q] = row[start + q*sw] for q in [first, stop), and `pad` before and behind.
+ * `room` bytes may be written, `there` elements read from row[0] on. */
+FC_INLINE void FC_ELEMENT(lower_row)(const fc_lowering *l, FC_T *to, ptrdiff_t room, const FC_T *row, ptrdiff_t there,
+                                     ptrdiff_t start, ptrdiff_t first, ptrdiff_t stop, FC_T pad)
+{
+    const ptrdiff_t size = (ptrdiff_t)sizeof(FC_T);
+    for (ptrdiff_t q = 0; q < first; q++)
+        to[q] = pad;
+    if (l->sw == 1)
+        fc_copy((char *)(to + first), (const char *)(row + start + first), (stop - first) * size, room - first * size,
+                (there - start - first) * size);
+    else
+        FC_ELEMENT(every)(to + first, row + start + first * l->sw, l->sw, stop - first);
+    for (ptrdiff_t q = stop; q < l->ow; q++)
+        to[q] = pad;
+}
+
+/* Where taps see the image: for row i of the window the output rows range[2*i] to range[2*i + 1], then for its columns. */
+static void FC_ELEMENT(lower_ranges)(const fc_lowering *l, ptrdiff_t *range)
+{
+    for (ptrdiff_t i = 0; i < l->kh; i++, range += 2)
+        fc_inside(l->h, i * l->dh - l->top, l->sh, l->oh, range, range + 1);
+    for (ptrdiff_t j = 0; j < l->kw; j++, range += 2)
+        fc_inside(l->w, j * l->dw - l->left, l->sw, l->ow, range, range + 1);
+}
+
+/* Rows r of the column matrices of all images, [first, stop). */
+static void FC_ELEMENT(im2col_columns)(const fc_lowering *l, FC_T pad, ptrdiff_t first, ptrdiff_t stop, fc_sink *out,
+                                       char *scratch)
+{
+    const ptrdiff_t size = (ptrdiff_t)sizeof(FC_T), taps = l->kh * l->kw, ow = l->ow;
+    const ptrdiff_t many = FC_SINK_BYTES / (ow * size) > 1 ? FC_SINK_BYTES / (ow * size) : 1;
+    ptrdiff_t *const range = (ptrdiff_t *)scratch;
+    FC_ELEMENT(lower_ranges)(l, range);
+    ptrdiff_t j = first % l->kw, i = first / l->kw % l->kh, c = first / taps % l->c, n = first / taps / l->c;
+    for (; first < stop; first++) {
+        const ptrdiff_t origin = n * l->step_n + c * l->step_c, start = j * l->dw - l->left;
+        const ptrdiff_t y0 = range[2 * i], y1 = range[2 * i + 1];
+        const ptrdiff_t q0 = range[2 * (l->kh + j)], q1 = range[2 * (l->kh + j) + 1];
+        for (ptrdiff_t y = 0; y < l->oh;) {
+            FC_T *to = (FC_T *)out->at;
+            const ptrdiff_t room = out->end - out->at, at = origin + (y * l->sh - l->top + i * l->dh) * l->step_h;
+            ptrdiff_t rows = 1;
+            if (y < y0 || y >= y1 || q0 == q1) {
+                const ptrdiff_t left = (y < y0 ? y0 : l->oh) - y;
+                rows = left < many ? left : many;
+                FC_ELEMENT(fill)(to, pad, rows * ow);
+            } else if (l->sw == 1 && l->sh == 1 && ow == l->step_h && at + start >= l->start) {
+                /* rows lie one behind the other here as there: in one go, and then the cells in the padding */
+                rows = y1 - y < many ? y1 - y : many;
+                fc_copy((char *)to, (const char *)((const FC_T *)l->x + at + start), ((rows - 1) * ow + q1) * size, room,
+                        (l->stop - at - start) * size);
+                for (ptrdiff_t row = 0; row < rows; row++, to += ow) {
+                    for (ptrdiff_t q = 0; q < q0; q++)
+                        to[q] = pad;
+                    for (ptrdiff_t q = q1; q < ow; q++)
+                        to[q] = pad;
+                }
+            } else {
+                FC_ELEMENT(lower_row)(l, to, room, (const FC_T *)l->x + at, l->stop - at, start, q0, q1, pad);
+            }
+            fc_written(out, rows * ow * size);
+            y += rows;
+        }
+        if (++j == l->kw) {
+            j = 0;
+            if (++i == l->kh) {
+                i = 0;
+                if (++c == l->c) {
+                    c = 0;
+                    n++;
+                }
+            }
+        }
+    }
+}
+
+/* Rows of the image as taps look at them: rows of padded columns u = column + left, those of each residue modulo the
+ * stride by themselves, so that what a tap sees of a row is without gaps. */
+static void FC_ELEMENT(pad_row)(const fc_lowering *l, FC_T *to, const FC_T *row, FC_T pad)
+{
+    for (ptrdiff_t e = 0; e < l->residues; e++, to += l->line) {
+        const ptrdiff_t first = l->left > e ? (l->left - e + l->sw - 1) / l->sw : 0, start = first * l->sw + e - l->left;
+        const ptrdiff_t count = row && start < l->w ? (l->w - start + l->sw - 1) / l->sw : 0;
+        FC_ELEMENT(fill)(to, pad, first);
+        if (count)
+            FC_ELEMENT(every)(to + first, row + start, l->sw, count);
+        FC_ELEMENT(fill)(to + first + count, pad, l->line - first - count);
+    }
+}
+
+/* Rows of output of all images, [first, stop). */
+static void FC_ELEMENT(im2col_rows)(const fc_lowering *l, FC_T pad, FC_T *out, ptrdiff_t first, ptrdiff_t stop,
+                                    char *scratch)
+{
+    const ptrdiff_t size = (ptrdiff_t)sizeof(FC_T), taps = l->kh * l->kw, width = l->c * taps;
+    const ptrdiff_t padded = l->residues * l->line;
+    const FC_T **const from = (const FC_T **)scratch; /* what each tap sees */
+    ptrdiff_t *const offset = (ptrdiff_t *)(from + l->channels * taps); /* of taps j in a padded row */
+    FC_T *const rows = (FC_T *)(offset + l->kw);
+    char *const staged = (char *)(rows + l->channels * l->kh * padded + FC_LINE / size);
+    /* where nothing is padded and nothing skipped, the image will do as it is */
+    const int direct = l->sw == 1 && l->left == 0 && l->ow + (l->kw - 1) * l->dw <= l->w;
+    for (ptrdiff_t j = 0; j < l->kw; j++)
+        offset[j] = direct ? j * l->dw : j * l->dw % l->sw * l->line + j * l->dw / l->sw;
+    for (; first < stop; first++) {
+        const ptrdiff_t n = first / l->oh, y = first % l->oh;
+        for (ptrdiff_t c0 = 0; c0 < l->c; c0 += l->channels) {
+            const ptrdiff_t channels = l->c - c0 < l->channels ? l->c - c0 : l->channels, count = channels * taps;
+            const FC_T **at = from;
+            FC_T *row = rows;
+            for (ptrdiff_t c = c0; c < c0 + channels; c++)
+                for (ptrdiff_t i = 0; i < l->kh; i++, row += padded) {
+                    const ptrdiff_t r = y * l->sh - l->top + i * l->dh;
+                    const FC_T *image = (const FC_T *)l->x + n * l->step_n + c * l->step_c + r * l->step_h;
+                    if (!direct || r < 0 || r >= l->h) {
+                        FC_ELEMENT(pad_row)(l, row, r < 0 || r >= l->h ? NULL : image, pad);
+                        image = row;
+                    }
+                    for (ptrdiff_t j = 0; j < l->kw; j++)
+                        *at++ = image + offset[j];
+                }
+            FC_T *const to = out + first * l->ow * width + c0 * taps;
+            if (!l->bypass) {
+                FC_ELEMENT(transpose)(to, width, from, 0, count, l->ow, 0);
+                continue;
+            }
+            const ptrdiff_t pitch = count + FC_LINE / size;
+            for (ptrdiff_t p = 0; p < l->ow; p += FC_STAGED) {
+                const ptrdiff_t places = l->ow - p < FC_STAGED ? l->ow - p : FC_STAGED;
+                FC_ELEMENT(transpose)((FC_T *)staged, pitch, from, p, count, places, 0);
+                for (ptrdiff_t k = 0; k < places; k++)
+                    fc_stream((char *)(to + (p + k) * width), staged + k * pitch * size, count * size);
+            }
+        }
+    }
+    if (l->bypass)
+        fc_stream_end();
+}
+
+/* Rows of the padded image, [first, stop) of those of all channels: what all taps see in them, of all images. */
+static void FC_ELEMENT(im2col_cs231n)(const fc_lowering *l, FC_T pad, FC_T *out, ptrdiff_t first, ptrdiff_t stop,
+                                      char *scratch)
+{
+    const ptrdiff_t size = (ptrdiff_t)sizeof(FC_T), places = l->oh * l->ow, padded = l->residues * l->line;
+    const ptrdiff_t height = (l->oh - 1) * l->sh + (l->kh - 1) * l->dh + 1;
+    const FC_T **const from = (const FC_T **)scratch;
+    FC_T *const rows = (FC_T *)(from + l->images), *const turned = rows + l->images * padded;
+    for (; first < stop; first++) {
+        const ptrdiff_t c = first / height, v = first % height, r = v - l->top;
+        for (ptrdiff_t n0 = 0; n0 < l->n; n0 += l->images) {
+            const ptrdiff_t images = l->n - n0 < l->images ? l->n - n0 : l->images;
+            int ready = 0;
+            for (ptrdiff_t i = 0; i < l->kh; i++) {
+                const ptrdiff_t y = (v - i * l->dh) / l->sh;
+                if (v - i * l->dh < 0 || y * l->sh != v - i * l->dh || y >= l->oh)
+                    continue;
+                if (!ready) { /* the row of each image, turned */
+                    for (ptrdiff_t n = 0; n < images; n++) {
+                        const FC_T *row = (const FC_T *)l->x + (n0 + n) * l->step_n + c * l->step_c + r * l->step_h;
+                        from[n] = rows + n * padded;
+                        FC_ELEMENT(pad_row)(l, rows + n * padded, r < 0 || r >= l->h ? NULL : row, pad);
+                    }
+                    FC_ELEMENT(transpose)(turned, images, from, 0, images, padded, 0);
+                    ready = 1;
+                }
+                for (ptrdiff_t j = 0; j < l->kw; j++) {
+                    FC_T *to = out + (((c * l->kh + i) * l->kw + j) * places + y * l->ow) * l->n + n0;
+                    const FC_T *cells = turned + (j * l->dw % l->sw * l->line + j * l->dw / l->sw) * images;
+                    if (images < l->n)
+                        for (ptrdiff_t q = 0; q < l->ow; q++)
+                            memcpy(to + q * l->n, cells + q * images, (size_t)(images * size));
+                    else if (l->bypass)
+                        fc_stream((char *)to, (const char *)cells, l->ow * images * size);
+                    else
+                        memcpy(to, cells, (size_t)(l->ow * images * size));
+                }
+            }
+        }
+    }
+    if (l->bypass)
+        fc_stream_end();
+}

@@ -1,0 +1,208 @@
+/* im2col and col2im, for the instruction set this file is compiled for.
+ *
+ * A column matrix has an element for each (n, r, p): image, row r = (channel, kh, kw), position p = (oh, ow). The layouts
+ * differ in their order, and each has its own way to write (or read) the matrix, the larger side, in that order:
+ *
+ *     "columns"   (N, R, P); "windows" is the same memory   what a tap sees is rows of the image, cut off and strided
+ *     "rows"      (N*P, R)    "columns" of some positions and channels at a time, transposed in tiles in registers
+ *     "cs231n"    (R, P*N)    rows of the image, of all images at a time, transposed; then as for "columns"
+ *
+ * col2im is the way back. Each row of the image is the sum of the rows of columns that its cells are in: gathered, never
+ * scattered, so threads share nothing.
+ *
+ * lower_columns.h is the template of im2col, for elements of any size; lower_images.h of col2im, which adds. No load or
+ * store leaves the arrays: vectors may reach into rows beside the one they are for only where those are there, and a store
+ * only where it is the same thread that will write there next.
+ */
+#ifndef FASTCONV_LOWERING_H
+#define FASTCONV_LOWERING_H
+
+#include "vectors.h"
+
+enum { FC_COLUMNS, FC_ROWS, FC_CS231N }; /* layouts */
+enum {
+    FC_STACK_BYTES = 32768, /* scratch that fits a thread's stack */
+    FC_STAGED = 32          /* windows that are put together before they go past the caches */
+};
+
+typedef struct {
+    ptrdiff_t n, c, h, w, kh, kw, sh, sw, dh, dw, top, left, oh, ow;
+    int layout;
+    const void *x;                       /* the image; contiguous along its width only */
+    ptrdiff_t step_n, step_c, step_h;    /* in elements */
+    ptrdiff_t start, stop;               /* elements that may be read, from x on */
+    /* --- the plan --- */
+    ptrdiff_t itemsize;
+    int bypass;                          /* the result goes past the caches */
+    ptrdiff_t channels, images;          /* that are turned at a time: "rows", "cs231n" */
+    ptrdiff_t residues, line;            /* of padded rows modulo the stride: those that taps look at, and their length */
+    ptrdiff_t slots;                     /* rows of windows that col2im keeps ("rows") */
+    ptrdiff_t step_taps, step_rows;      /* of fc_window_rows */
+    ptrdiff_t ahead;                     /* bytes to prefetch ahead, or 0 */
+    ptrdiff_t pieces, piece;             /* threads take ranges of these; elements of the result in each, if in order */
+    ptrdiff_t traffic, sink, bytes;      /* bytes read and written; a sink's buffer and all of a thread's scratch */
+} fc_lowering;
+
+/* The range [*first, *stop) of i in [0, count) for which 0 <= start + i*step < size. */
+FC_INLINE void fc_inside(ptrdiff_t size, ptrdiff_t start, ptrdiff_t step, ptrdiff_t count, ptrdiff_t *first, ptrdiff_t *stop)
+{
+    ptrdiff_t from = start < 0 ? (-start + step - 1) / step : 0, to = start < size ? (size - start + step - 1) / step : 0;
+    from = from < count ? from : count;
+    to = to < count ? to : count;
+    *first = from;
+    *stop = to > from ? to : from;
+}
+
+/* Copy `bytes`, and more where there is room to write and something to read. */
+FC_INLINE void fc_copy(char *to, const char *from, ptrdiff_t bytes, ptrdiff_t room, ptrdiff_t there)
+{
+    if (FC_UNLIKELY(room < bytes + FC_VECTOR_BYTES || there < bytes + FC_VECTOR_BYTES)) {
+        memcpy(to, from, (size_t)bytes);
+        return;
+    }
+    for (ptrdiff_t i = 0; i < bytes; i += FC_VECTOR_BYTES)
+        fc_store_bytes(to + i, fc_load_bytes(from + i));
+}
+
+typedef uint8_t fc_element_8;
+typedef uint16_t fc_element_16;
+typedef float fc_element_32;
+typedef double fc_element_64;
+typedef fc_pair fc_element_128;
+
+#define FC_T uint8_t
+#define FC_ELEMENT(name) fc_##name##_8
+#include "lower_columns.h"
+#undef FC_T
+#undef FC_ELEMENT
+#define FC_T uint16_t
+#define FC_ELEMENT(name) fc_##name##_16
+#include "lower_columns.h"
+#undef FC_T
+#undef FC_ELEMENT
+#define FC_T float
+#define FC_ELEMENT(name) fc_##name##_32
+#include "lower_columns.h"
+#undef FC_T
+#undef FC_ELEMENT
+#define FC_T double
+#define FC_ELEMENT(name) fc_##name##_64
+#include "lower_columns.h"
+#undef FC_T
+#undef FC_ELEMENT
+#define FC_T fc_pair
+#define FC_ELEMENT(name) fc_##name##_128
+#include "lower_columns.h"
+#undef FC_T
+#undef FC_ELEMENT
+
+#define FC_TEMPLATE "lower_images.h"
+#include "each_vector.h"
+
+/* Fill in the plan of im2col, or with `back` of col2im. */
+static void fc_plan_lowering(fc_lowering *l, ptrdiff_t itemsize, int back)
+{
+    enum { TURNED_BYTES = 24576, NEAR_BYTES = 1 << 18 };
+    const ptrdiff_t taps = l->kh * l->kw, places = l->oh * l->ow, lanes = fc_max(FC_VECTOR_BYTES / itemsize, 1);
+    const ptrdiff_t columns = l->n * l->c * taps * places, image = l->n * l->c * l->h * l->w;
+    const ptrdiff_t reach = fc_max(l->left + l->w, (l->ow - 1) * l->sw + (l->kw - 1) * l->dw + 1);
+    const ptrdiff_t gcd = fc_gcd(l->dh, l->sh), tables = (l->sw + 1 + 2 * l->kw + 2 * l->sh + l->kh) * 8;
+    l->itemsize = itemsize;
+    l->traffic = (columns + image) * itemsize;
+    l->bypass = (back ? image : columns) * itemsize >= FC_STREAM_BYTES;
+    l->step_taps = l->sh / gcd;
+    l->step_rows = l->dh / gcd;
+    l->sink = l->piece = 0;
+    l->residues = fc_min(l->sw, (l->kw - 1) * l->dw + 1);
+    l->line = (reach + l->sw - 1) / l->sw;
+    /* taps lie apart by a plane of windows: one channel ahead, if that is not too far, they are all at the same place again */
+    l->ahead = l->traffic < FC_PREFETCH_BYTES ? 0 : taps * places * itemsize <= NEAR_BYTES ? taps * places * itemsize : 1024;
+    if (l->layout == FC_COLUMNS) {
+        l->pieces = l->n * l->c * (back ? 1 : taps);
+        l->piece = back ? l->h * l->w : places;
+        if (l->bypass)
+            l->sink = fc_sink_bytes(fc_max((back ? l->w : l->ow) * itemsize, FC_SINK_BYTES));
+        l->bytes = back ? tables : 2 * (l->kh + l->kw) * 8;
+    } else if (l->layout == FC_ROWS) {
+        ptrdiff_t channel = l->kh * l->residues * l->line * itemsize + taps * 8;
+        if (back) {
+            /* odd, so that the rows of a tile do not share cache sets; and the last vector of a row looks at the next row */
+            l->line = (l->ow + l->left / l->sw + ((l->kw - 1) * l->dw + l->sw - 1) / l->sw + 2 * lanes) | 1;
+            l->slots = l->dh * (l->kh - 1) / l->sh + 1;
+            channel = l->slots * taps * l->line * itemsize;
+            l->ahead = 0;
+        }
+        l->channels = fc_min(fc_max((back ? 4 : 1) * TURNED_BYTES / channel, 1), l->c);
+        l->pieces = l->n * (back ? (l->c + l->channels - 1) / l->channels : l->oh);
+        l->bytes = l->channels * channel + (back ? l->line * itemsize + l->ow * 8 + tables : l->kw * 8 + FC_LINE);
+        if (!back && l->bypass)
+            l->bytes += FC_STAGED * (l->channels * taps * itemsize + FC_LINE);
+    } else {
+        const ptrdiff_t padded = l->residues * l->line;
+        l->images = fc_min(l->n, fc_max(TURNED_BYTES / (padded * itemsize) / 16 * 16, 16));
+        l->bytes = (2 * padded * itemsize + 8) * l->images + padded * 8;
+        l->pieces = l->c * (back ? l->h : (l->oh - 1) * l->sh + (l->kh - 1) * l->dh + 1);
+    }
+    l->sink = fc_round_up(l->sink, FC_LINE);
+    l->bytes = fc_round_up(l->bytes, FC_LINE) + l->sink + FC_LINE;
+}
+
+#define FC_RUN(size)                                                                                                  \
+    {                                                                                                                 \
+        const fc_element_##size pad_ = *(const fc_element_##size *)pad;                                               \
+        if (l->layout == FC_COLUMNS)                                                                                  \
+            fc_im2col_columns_##size(l, pad_, first, stop, &to, scratch);                                             \
+        else if (l->layout == FC_ROWS)                                                                                \
+            fc_im2col_rows_##size(l, pad_, (fc_element_##size *)out, first, stop, scratch);                           \
+        else                                                                                                          \
+            fc_im2col_cs231n_##size(l, pad_, (fc_element_##size *)out, first, stop, scratch);                         \
+    }
+
+/* Pieces [first, stop) of a plan of im2col; `pad` is one element. `scratch` is needed where more than FC_STACK_BYTES are. */
+static void fc_im2col_pieces(const fc_lowering *l, const void *pad, void *out, ptrdiff_t first, ptrdiff_t stop,
+                             char *scratch)
+{
+    _Alignas(FC_LINE) char own[FC_STACK_BYTES];
+    if (l->bytes <= FC_STACK_BYTES)
+        scratch = own;
+    fc_sink to = fc_sink_to((char *)out + first * l->piece * l->itemsize, (stop - first) * l->piece * l->itemsize,
+                            l->sink ? scratch : NULL, l->sink);
+    scratch += l->sink;
+    switch (l->itemsize) {
+    case 1: FC_RUN(8) break;
+    case 2: FC_RUN(16) break;
+    case 4: FC_RUN(32) break;
+    case 8: FC_RUN(64) break;
+    default: FC_RUN(128)
+    }
+    fc_sink_close(&to);
+}
+#undef FC_RUN
+
+#define FC_RUN(wide, type)                                                                                            \
+    if (l->layout == FC_COLUMNS)                                                                                      \
+        wide(col2im_columns)(l, (const type *)col, first, stop, &to, scratch);                                        \
+    else if (l->layout == FC_ROWS)                                                                                    \
+        wide(col2im_rows)(l, (const type *)col, (type *)out, first, stop, scratch);                                   \
+    else                                                                                                              \
+        wide(col2im_cs231n)(l, (const type *)col, (type *)out, first, stop, scratch);
+
+/* Pieces [first, stop) of a plan of col2im, of float or double. */
+static void fc_col2im_pieces(const fc_lowering *l, const void *col, void *out, ptrdiff_t first, ptrdiff_t stop, char *scratch)
+{
+    _Alignas(FC_LINE) char own[FC_STACK_BYTES];
+    if (l->bytes <= FC_STACK_BYTES)
+        scratch = own;
+    fc_sink to = fc_sink_to((char *)out + first * l->piece * l->itemsize, (stop - first) * l->piece * l->itemsize,
+                            l->sink ? scratch : NULL, l->sink);
+    scratch += l->sink;
+    if (l->itemsize == 4) {
+        FC_RUN(FC_WIDE_F32, float)
+    } else {
+        FC_RUN(FC_WIDE_F64, double)
+    }
+    fc_sink_close(&to);
+}
+#undef FC_RUN
+
+#endif

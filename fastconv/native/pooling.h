@@ -1,0 +1,369 @@
+/* Max and average pooling, for the instruction set this file is compiled for.
+ *
+ * Windows are separable. Forward, the cells of a window are first combined along its rows ("across"), then those parts
+ * from row to row ("down"): the first of equal cells in row-major order comes out, and each row is read once.
+ *
+ * pool_strips.h   the common small windows, in registers: LANES windows side by side (a strip) walk down the rows.
+ * pool_any.h      any window, row by row through buffers in L1; and the gradients.
+ *
+ * Both are templates over element type and vector size; pooling.pxi deals rows out to threads. No load or store leaves
+ * the arrays: a vector may reach over a row's end into the next one (a store only where that row is still to be written
+ * by the same thread), and at the ends of the arrays cells are copied one by one.
+ */
+#ifndef FASTCONV_POOLING_H
+#define FASTCONV_POOLING_H
+
+#include "vectors.h"
+
+/* What a pooling makes of the cells of a window. */
+enum { FC_POOL_MAX, FC_POOL_PLACE, FC_POOL_SUM }; /* maximum; maximum and where it is; average */
+
+/* A pooling of `planes` planes. What is the same for all rows and threads. */
+typedef struct {
+    ptrdiff_t planes, h, w, oh, ow;
+    ptrdiff_t kh, kw, sh, sw, dh, dw, top, left;
+    int what;
+    const void *x;
+    const void *divisors;  /* FC_POOL_SUM: rows of divisor_step divisors; ... */
+    const int32_t *divisor; /* ... output row y takes row divisor[y] */
+    ptrdiff_t divisor_step;
+    int streams;           /* memory traffic is what counts: prefetch */
+} fc_pooling;
+
+/* How strips are dealt with. */
+typedef struct {
+    int window;            /* number in the table of kernels */
+    ptrdiff_t strips;      /* strips side by side */
+    ptrdiff_t band;        /* rows of output that they walk down together, */
+    ptrdiff_t planes;      /* and whole planes, where they are small */
+    ptrdiff_t cells;       /* the most cells of output between two calls of fc_written */
+} fc_strips;
+
+/* A strip's way down: windows from column `column` on, rows [row, row + rows) of each of `planes` planes. */
+typedef struct {
+    ptrdiff_t plane, planes, row, rows, column;
+    void *out;             /* of the first row */
+    int64_t *indices;
+    ptrdiff_t room;        /* elements that may be written from there on */
+    const char *ahead;     /* what to prefetch next, and how far that moves from row to row */
+    const char *ahead_out, *ahead_indices;
+    ptrdiff_t step, step_out, step_indices;
+} fc_walk;
+
+enum {
+    FC_BAND_BYTES = 16384, /* input of the rows that strips walk down together: strips side by side share its lines */
+    FC_BAND_ROWS = 8       /* but at least so many, because the first rows of a band are read twice */
+};
+
+static fc_strips fc_plan_strips(const fc_pooling *p, int window, ptrdiff_t itemsize, ptrdiff_t lanes)
+{
+    const ptrdiff_t line = p->w * p->sh * itemsize;
+    fc_strips plan = {window, (p->ow + lanes - 1) / lanes, p->oh, 1, 0};
+    if (plan.strips == 1 && line * p->oh <= FC_BAND_BYTES) {
+        plan.planes = FC_BAND_BYTES / (line * p->oh);
+    } else {
+        const ptrdiff_t most = FC_BAND_BYTES / line > FC_BAND_ROWS ? FC_BAND_BYTES / line : FC_BAND_ROWS;
+        const ptrdiff_t bands = (p->oh + most - 1) / most;
+        plan.band = (p->oh + bands - 1) / bands; /* of even height */
+    }
+    plan.cells = plan.planes * plan.band * p->ow;
+    return plan;
+}
+
+/* Any window: how a thread's scratch is laid out. */
+typedef struct {
+    ptrdiff_t lines, line;   /* padded copies of an input row, one for each residue, and their length */
+    ptrdiff_t slots, pitch;  /* rows of parts, and their length */
+    int shared;              /* windows one below the other share rows: the slots are a ring */
+    ptrdiff_t bytes;
+} fc_any;
+
+/* Rows that are made ready at a time. */
+enum { FC_SHARES = 4 };
+
+/* The gradient of an average: how a thread's scratch is laid out. */
+typedef struct {
+    ptrdiff_t steps;                /* input columns in steps of the stride, rounded up to vectors */
+    ptrdiff_t back, share;          /* where a row of shares starts, and its length with zeros */
+    ptrdiff_t slots, pitch;         /* spread rows, and their length */
+    ptrdiff_t step_taps, step_rows; /* from one tap to the next one that an input row may be: window rows between them */
+    int shared;                     /* all spread rows of an input row fit the slots */
+    ptrdiff_t bytes;
+} fc_spread;
+
+/* The gradient of a maximum: which windows the shapes allow, and a thread's scratch. */
+#ifndef FC_NARROW
+#define FC_NARROW 2
+#endif
+enum { FC_GUESSES = 5 };
+static const struct { signed char k, s, pad; } fc_guesses[FC_GUESSES] = {{2, 2, 0}, {3, 2, 1}, {3, 2, 0}, {3, 1, 1}, {3, 1, 0}};
+typedef struct {
+    int guesses;                    /* bits, by fc_guesses */
+    ptrdiff_t band;                 /* rows of windows at a time, */
+    ptrdiff_t copy;                 /* and the elements of a copy of them */
+    ptrdiff_t cells;                /* of the result that they may complete */
+    ptrdiff_t bytes;
+} fc_chosen;
+
+/* Are all of them in [0, size)? Two's complement: an index or what is left to the last one is negative otherwise. */
+static int fc_all_inside(const int64_t *indices, ptrdiff_t count, int64_t size)
+{
+    uint64_t out = 0;
+    for (ptrdiff_t i = 0; i < count; i++)
+        out |= (uint64_t)indices[i] | ((uint64_t)size - 1 - (uint64_t)indices[i]);
+    return !(out >> 63);
+}
+
+/* A common window that the plane's indices could come from, by some of the middle row; -1 if there is none. */
+static int fc_guess(const fc_chosen *a, const fc_pooling *p, const int64_t *indices)
+{
+    const ptrdiff_t y = p->oh / 2, count = p->ow < 8 ? p->ow : 8;
+    for (int g = 0; g < FC_GUESSES; g++) {
+        const ptrdiff_t k = fc_guesses[g].k, s = fc_guesses[g].s, pad = fc_guesses[g].pad;
+        int right = a->guesses >> g & 1;
+        for (ptrdiff_t q = 0; q < count && right; q++) { /* in which row of the window, and there in which column? */
+            const uint64_t cell = (uint64_t)indices[y * p->ow + q] - (uint64_t)((y * s - pad) * p->w + q * s - pad);
+            const uint64_t row = (uint64_t)p->w;
+            right = cell < (uint64_t)k || cell - row < (uint64_t)k || (k == 3 && cell - 2 * row < (uint64_t)k);
+        }
+        if (right)
+            return g;
+    }
+    return -1;
+}
+
+#define FC_TEMPLATE "pool_strips.h"
+#include "each_vector.h"
+#define FC_TEMPLATE "pool_any.h"
+#include "each_vector.h"
+#define FC_TEMPLATE "pool_gradients.h"
+#include "each_vector.h"
+
+/* --- plans: what is done with a pooling, and the scratch that takes ----------------------------------------------- */
+
+enum { FC_POOL_STRIPS, FC_POOL_ANY, FC_POOL_PLANES, FC_POOL_SPREAD, FC_POOL_CHOSEN, FC_POOL_SHARED };
+
+typedef struct {
+    fc_pooling p;
+    int way;
+    ptrdiff_t itemsize, lanes;
+    ptrdiff_t pieces;          /* threads take ranges of these: rows or planes of the result */
+    ptrdiff_t piece;           /* cells of the result in each */
+    ptrdiff_t traffic;         /* bytes read and written */
+    ptrdiff_t sink, bytes;     /* a thread's scratch: each sink's buffer (or 0), and all */
+    fc_strips strips;
+    fc_any any;
+    fc_spread spread;
+    fc_chosen chosen;
+} fc_pool_plan;
+
+static fc_any fc_plan_any(const fc_pooling *p, ptrdiff_t itemsize)
+{
+    enum { RING_BYTES = 1 << 24 };
+    const ptrdiff_t lanes = FC_VECTOR_BYTES / itemsize, extent = p->dh * (p->kh - 1) + 1;
+    fc_any a;
+    a.pitch = fc_round_up(p->ow, lanes);
+    a.lines = 1;
+    for (ptrdiff_t j = 1; j < p->kw && a.lines < p->sw; j++) {
+        ptrdiff_t k = 0;
+        while (k < j && k * p->dw % p->sw != j * p->dw % p->sw)
+            k++;
+        a.lines += k == j;
+    }
+    /* as far as the image goes, and as far as the last windows look */
+    const ptrdiff_t image = (p->left + p->w + p->sw - 1) / p->sw, last = a.pitch + p->dw * (p->kw - 1) / p->sw;
+    a.line = fc_round_up(image > last ? image : last, lanes) + lanes;
+    a.slots = extent < p->h ? extent : p->h;
+    a.shared = p->oh > 1 && p->sh < extent && a.slots * a.pitch * itemsize <= RING_BYTES;
+    if (!a.shared)
+        a.slots = p->kh < 8 ? p->kh : 8;
+    const int placed = p->what == FC_POOL_PLACE;
+    a.bytes = (a.lines * a.line + (a.slots + 1) * a.pitch * (1 + placed) + a.pitch * placed) * itemsize +
+              (p->kw + a.slots + 2 * (a.slots + 1)) * 8;
+    return a;
+}
+
+static fc_spread fc_plan_spread(const fc_pooling *p, ptrdiff_t itemsize)
+{
+    enum { RING_BYTES = 1 << 24 };
+    const ptrdiff_t lanes = FC_VECTOR_BYTES / itemsize, extent = p->dh * (p->kh - 1) + 1;
+    fc_spread a;
+    const ptrdiff_t gcd = fc_gcd(p->dh, p->sh);
+    a.steps = fc_round_up((p->w + p->sw - 1) / p->sw, lanes);
+    a.back = fc_round_up(p->dw * (p->kw - 1) / p->sw, lanes);
+    /* the first tap looks ahead by as much as is left of the image, and a row ends in the zeros in front of the next */
+    const ptrdiff_t last = a.steps + (p->left + p->sw - 1) / p->sw;
+    a.share = a.back + fc_round_up(last > p->ow ? last : p->ow, lanes) + lanes;
+    a.pitch = a.steps * p->sw;
+    a.slots = (extent - 1) / p->sh + 1;
+    a.slots = a.slots < p->oh ? a.slots : p->oh;
+    a.shared = a.slots * a.pitch * itemsize <= RING_BYTES;
+    if (!a.shared)
+        a.slots = 1;
+    a.step_taps = p->sh / gcd;
+    a.step_rows = p->dh / gcd;
+    a.bytes = (FC_SHARES * a.share + a.steps + a.slots * a.pitch) * itemsize +
+              (p->kw + 2 * p->sw + 2 * a.slots + 2 * p->sh + 2) * 8;
+    return a;
+}
+
+static fc_chosen fc_plan_chosen(const fc_pooling *p, ptrdiff_t itemsize, int window)
+{
+    const ptrdiff_t lanes = FC_VECTOR_BYTES / itemsize, row = 2 * p->w * itemsize;
+    fc_chosen a = {0, FC_BAND_BYTES / row > FC_BAND_ROWS ? FC_BAND_BYTES / row : FC_BAND_ROWS, 0, 0, 0};
+    a.band = a.band < p->oh ? a.band : p->oh;
+    a.copy = fc_round_up(a.band * (p->ow + 2) + 2, lanes) + 2 * lanes;
+    /* sizes of outputs without and with ceil_mode */
+    const ptrdiff_t h[FC_GUESSES][2] = {{p->h / 2, (p->h + 1) / 2}, {(p->h + 1) / 2, p->h / 2 + 1}, {(p->h - 1) / 2, p->h / 2},
+                                        {p->h, p->h}, {p->h - 2, p->h - 2}};
+    const ptrdiff_t w[FC_GUESSES][2] = {{p->w / 2, (p->w + 1) / 2}, {(p->w + 1) / 2, p->w / 2 + 1}, {(p->w - 1) / 2, p->w / 2},
+                                        {p->w, p->w}, {p->w - 2, p->w - 2}};
+    for (int g = 0; g < FC_GUESSES; g++)
+        if ((p->oh == h[g][0] || p->oh == h[g][1]) && (p->ow == w[g][0] || p->ow == w[g][1]))
+            a.guesses |= 1 << g;
+    if (itemsize == 4 && p->h * p->w > INT32_MAX)
+        a.guesses = 0;
+    if (p->ow * FC_NARROW <= lanes) /* too few lanes would be of use */
+        a.guesses = 0;
+    if (FC_VECTOR_BYTES == 16)
+        a.guesses &= 1; /* and the more windows there are to ask, the more lanes it takes */
+    if (window >= 0)
+        a.guesses = 1 << window;
+    if (a.guesses) {
+        a.cells = 2 * (a.band + 1) * p->w;
+        a.bytes = (2 * a.copy + 2 * fc_round_up(p->w, 2 * lanes)) * itemsize;
+    }
+    return a;
+}
+
+/* The plan for a pooling, or with FC_POOL_SPREAD and FC_POOL_CHOSEN for the gradients of an average and of a maximum. */
+static fc_pool_plan fc_plan_pool(const fc_pooling *pooling, int way, ptrdiff_t itemsize)
+{
+    static const struct { signed char k, s; } windows[] = {{2, 2}, {3, 2}, {3, 1}, {2, 1}};
+    fc_pool_plan plan = {.p = *pooling, .way = way, .itemsize = itemsize, .lanes = FC_VECTOR_BYTES / itemsize};
+    fc_pooling *const p = &plan.p;
+    const int placed = way <= FC_POOL_PLANES && p->what == FC_POOL_PLACE;
+    ptrdiff_t cells; /* of the result, between two calls of fc_written */
+    if (way == FC_POOL_SPREAD || way == FC_POOL_CHOSEN) {
+        plan.pieces = p->planes * (way == FC_POOL_SPREAD ? p->h : 1);
+        plan.piece = way == FC_POOL_SPREAD ? p->w : p->h * p->w;
+        int window = -1;
+        if (way == FC_POOL_SPREAD)
+            for (int g = 0; g < FC_GUESSES; g++)
+                if (p->kh == fc_guesses[g].k && p->kw == p->kh && p->sh == fc_guesses[g].s && p->sw == p->sh && p->dh == 1 &&
+                    p->dw == 1 && p->top == fc_guesses[g].pad && p->left == p->top)
+                    window = g;
+        if (way == FC_POOL_CHOSEN || window >= 0) {
+            plan.chosen = fc_plan_chosen(p, itemsize, window);
+            cells = plan.chosen.cells;
+        } else {
+            plan.spread = fc_plan_spread(p, itemsize);
+            cells = p->w;
+        }
+        if (window >= 0) {
+            plan.way = FC_POOL_SHARED;
+            plan.pieces = p->planes;
+            plan.piece = p->h * p->w;
+        }
+        plan.bytes = plan.spread.bytes + plan.chosen.bytes;
+    } else {
+        int window = -1;
+        if (p->dh == 1 && p->dw == 1 && p->kh == p->kw && p->sh == p->sw && p->w < (ptrdiff_t)1 << 30)
+            for (int i = 0; i < 4; i++)
+                if (p->kh == windows[i].k && p->sh == windows[i].s)
+                    window = i;
+        plan.pieces = p->planes * p->oh;
+        plan.piece = cells = p->ow;
+        if (p->oh == 1 && p->ow == 1 && p->kh == p->h && p->kw == p->w && p->dh == 1 && p->dw == 1 && !p->top && !p->left) {
+            plan.way = FC_POOL_PLANES;
+        } else if (window >= 0) {
+            plan.way = FC_POOL_STRIPS;
+            while (plan.lanes > 16 / itemsize && p->ow <= plan.lanes / 2)
+                plan.lanes /= 2;
+            plan.strips = fc_plan_strips(p, window, itemsize, plan.lanes);
+            cells = plan.strips.cells;
+        } else {
+            plan.way = FC_POOL_ANY;
+            plan.any = fc_plan_any(p, itemsize);
+            plan.bytes = plan.any.bytes;
+        }
+    }
+    const ptrdiff_t result = plan.pieces * plan.piece * (itemsize + 8 * placed);
+    const ptrdiff_t image = p->planes * p->h * p->w, windows_ = p->planes * p->oh * p->ow;
+    plan.traffic = (image + windows_) * itemsize + (placed || way == FC_POOL_CHOSEN ? windows_ * 8 : 0);
+    p->streams = plan.traffic >= FC_PREFETCH_BYTES;
+    plan.bytes = fc_round_up(plan.bytes, FC_LINE);
+    if (result >= FC_STREAM_BYTES)
+        plan.sink = fc_round_up(fc_sink_bytes(cells * (placed ? 8 : itemsize)), FC_LINE);
+    plan.bytes += plan.sink * (1 + placed);
+    return plan;
+}
+
+#define FC_RUN_STRIPS(TYPE) fc_pool_strips_##TYPE(&plan->p, &plan->strips, first, stop, &to, &places)
+
+/* Pieces [first, stop) of a plan, into `out`, and into or from `indices`. Returns 0 where indices are not right. */
+static int fc_pool_pieces(const fc_pool_plan *plan, void *out, int64_t *indices, ptrdiff_t first, ptrdiff_t stop,
+                           char *scratch)
+{
+    const ptrdiff_t size = plan->itemsize, done = first * plan->piece, cells = (stop - first) * plan->piece;
+    char *const buffer = plan->sink ? scratch : NULL, *const second = plan->sink ? scratch + plan->sink : NULL;
+    const int placed = plan->way <= FC_POOL_PLANES && plan->p.what == FC_POOL_PLACE;
+    fc_sink to = fc_sink_to((char *)out + done * size, cells * size, buffer, plan->sink), places = {NULL, NULL, NULL, NULL};
+    int right = 1;
+    scratch += plan->sink * (1 + placed);
+    if (placed)
+        places = fc_sink_to(indices + done, cells * 8, second, plan->sink);
+    if (plan->way == FC_POOL_STRIPS) {
+        if (size == 4)
+            switch (plan->lanes) {
+#if FC_VECTOR_BYTES >= 64
+            case 16: FC_RUN_STRIPS(f32x16); break;
+#endif
+#if FC_VECTOR_BYTES >= 32
+            case 8: FC_RUN_STRIPS(f32x8); break;
+#endif
+            default: FC_RUN_STRIPS(f32x4);
+            }
+        else
+            switch (plan->lanes) {
+#if FC_VECTOR_BYTES >= 64
+            case 8: FC_RUN_STRIPS(f64x8); break;
+#endif
+#if FC_VECTOR_BYTES >= 32
+            case 4: FC_RUN_STRIPS(f64x4); break;
+#endif
+            default: FC_RUN_STRIPS(f64x2);
+            }
+    } else if (plan->way == FC_POOL_PLANES) {
+        if (size == 4)
+            FC_WIDE_F32(pool_planes)(&plan->p, first, stop, &to, &places);
+        else
+            FC_WIDE_F64(pool_planes)(&plan->p, first, stop, &to, &places);
+    } else if (plan->way == FC_POOL_ANY) {
+        if (size == 4)
+            FC_WIDE_F32(pool_any)(&plan->p, &plan->any, first, stop, &to, &places, scratch);
+        else
+            FC_WIDE_F64(pool_any)(&plan->p, &plan->any, first, stop, &to, &places, scratch);
+    } else if (plan->way == FC_POOL_SPREAD) {
+        if (size == 4)
+            FC_WIDE_F32(avg_gradient)(&plan->p, &plan->spread, first, stop, &to, scratch);
+        else
+            FC_WIDE_F64(avg_gradient)(&plan->p, &plan->spread, first, stop, &to, scratch);
+    } else if (plan->way == FC_POOL_SHARED) {
+        if (size == 4)
+            FC_WIDE_F32(avg_gradient_planes)(&plan->p, &plan->chosen, first, stop, &to, scratch);
+        else
+            FC_WIDE_F64(avg_gradient_planes)(&plan->p, &plan->chosen, first, stop, &to, scratch);
+    } else {
+        if (size == 4)
+            right = FC_WIDE_F32(max_gradient)(&plan->p, &plan->chosen, indices, out, first, stop, &to, scratch, plan->sink);
+        else
+            right = FC_WIDE_F64(max_gradient)(&plan->p, &plan->chosen, indices, out, first, stop, &to, scratch, plan->sink);
+    }
+    fc_sink_close(&to);
+    fc_sink_close(&places);
+    return right;
+}
+#undef FC_RUN_STRIPS
+
+#endif

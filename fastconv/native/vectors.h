@@ -1,0 +1,236 @@
+/* Vectors of the pooling and lowering kernels: what the compilers' vector extensions have no word for, and stores that go
+ * past the caches. lanes.h is the template for one element type and vector size. */
+#ifndef FASTCONV_VECTORS_H
+#define FASTCONV_VECTORS_H
+
+#include "simd.h"
+
+#if defined(__SSE2__)
+#include <immintrin.h>
+#endif
+
+#define FC_LIKELY(condition) __builtin_expect(!!(condition), 1)
+#define FC_UNLIKELY(condition) __builtin_expect(!!(condition), 0)
+
+#define FC_TEMPLATE "lanes.h"
+#include "each_vector.h"
+
+/* The functions of a template for the longest vectors. */
+#if FC_VECTOR_BYTES == 64
+#define FC_WIDE_F32(name) fc_##name##_f32x16
+#define FC_WIDE_F64(name) fc_##name##_f64x8
+#elif FC_VECTOR_BYTES == 32
+#define FC_WIDE_F32(name) fc_##name##_f32x8
+#define FC_WIDE_F64(name) fc_##name##_f64x4
+#else
+#define FC_WIDE_F32(name) fc_##name##_f32x4
+#define FC_WIDE_F64(name) fc_##name##_f64x2
+#endif
+
+/* Transposition in tiles of the largest size that fits. */
+#define FC_TRANSPOSE(name)                                                                                            \
+    if (least >= fc_lanes_##name) {                                                                                   \
+        const ptrdiff_t side = fc_lanes_##name;                                                                       \
+        for (ptrdiff_t j = 0; j < columns; j += side) {                                                               \
+            const ptrdiff_t c = j + side <= columns ? j : columns - side;                                             \
+            for (ptrdiff_t i = 0; i < rows; i += side) {                                                              \
+                const ptrdiff_t r = i + side <= rows ? i : rows - side;                                               \
+                fc_transpose_tile_##name(to + c * pitch_to + r, pitch_to, from + r, at + c, ahead);                   \
+            }                                                                                                         \
+        }                                                                                                             \
+        return;                                                                                                       \
+    }
+/* Every second element. The last vector ends with the last element that is read, and may do some a second time. */
+#define FC_EVERY_SECOND(name)                                                                                         \
+    if (count > fc_lanes_##name) {                                                                                    \
+        const ptrdiff_t lanes = fc_lanes_##name, last = count - lanes;                                                \
+        for (; i < last; i += lanes)                                                                                  \
+            fc_store_##name(to + i, fc_evens_##name(fc_load_##name(from + 2 * i), fc_load_##name(from + 2 * i + lanes)));\
+        fc_store_##name(to + last, fc_odds_##name(fc_load_##name(from + 2 * last - 1),                                \
+                                                  fc_load_##name(from + 2 * last - 1 + lanes)));                      \
+        break;                                                                                                        \
+    }
+#if FC_VECTOR_BYTES == 64
+#define FC_TILES_F32(each) each(f32x16) each(f32x8) each(f32x4)
+#define FC_TILES_F64(each) each(f64x8) each(f64x4) each(f64x2)
+#elif FC_VECTOR_BYTES == 32
+#define FC_TILES_F32(each) each(f32x8) each(f32x4)
+#define FC_TILES_F64(each) each(f64x4) each(f64x2)
+#else
+#define FC_TILES_F32(each) each(f32x4)
+#define FC_TILES_F64(each) each(f64x2)
+#endif
+
+typedef char fc_bytes __attribute__((vector_size(FC_VECTOR_BYTES)));
+typedef char fc_ubytes __attribute__((vector_size(FC_VECTOR_BYTES), aligned(1), may_alias));
+FC_INLINE fc_bytes fc_load_bytes(const char *from) { return *(const fc_ubytes *)from; }
+FC_INLINE void fc_store_bytes(char *to, fc_bytes v) { *(fc_ubytes *)to = v; }
+
+/* Elements of 1, 2, 4, 8 and 16 bytes, whatever they are. */
+typedef struct {
+    uint64_t low, high;
+} fc_pair;
+
+#define FC_T uint8_t
+#define FC_ELEMENT(name) fc_##name##_8
+#include "elements.h"
+#undef FC_T
+#undef FC_ELEMENT
+#define FC_T uint16_t
+#define FC_ELEMENT(name) fc_##name##_16
+#include "elements.h"
+#undef FC_T
+#undef FC_ELEMENT
+#define FC_T fc_pair
+#define FC_ELEMENT(name) fc_##name##_128
+#include "elements.h"
+#undef FC_T
+#undef FC_ELEMENT
+#define FC_T float
+#define FC_ELEMENT(name) fc_##name##_32
+#define FC_TILES FC_TILES_F32
+#include "elements.h"
+#undef FC_T
+#undef FC_ELEMENT
+#undef FC_TILES
+#define FC_T double
+#define FC_ELEMENT(name) fc_##name##_64
+#define FC_TILES FC_TILES_F64
+#include "elements.h"
+#undef FC_T
+#undef FC_ELEMENT
+#undef FC_TILES
+
+static ptrdiff_t fc_min(ptrdiff_t a, ptrdiff_t b) { return a < b ? a : b; }
+static ptrdiff_t fc_max(ptrdiff_t a, ptrdiff_t b) { return a > b ? a : b; }
+static ptrdiff_t fc_round_up(ptrdiff_t a, ptrdiff_t unit) { return (a + unit - 1) / unit * unit; }
+
+/* Which rows of windows have a row of the image, by the residue of its number (counted from the padding's first row) modulo
+ * the stride: its last[residue]-th tap row is that of window row number/stride + back[residue]. The other ones follow in
+ * steps of stride/g taps, dilation/g rows of windows back each time, with g their greatest common divisor. */
+static void fc_window_rows(ptrdiff_t taps, ptrdiff_t stride, ptrdiff_t dilation, ptrdiff_t *last, ptrdiff_t *back)
+{
+    for (ptrdiff_t residue = 0; residue < stride; residue++) {
+        ptrdiff_t i = 0;
+        while (i < taps && i < stride && (residue - i * dilation) % stride != 0)
+            i++;
+        last[residue] = i < stride ? i : taps; /* taps: in none */
+        back[residue] = (residue - i * dilation) / stride;
+    }
+}
+
+static ptrdiff_t fc_gcd(ptrdiff_t a, ptrdiff_t b)
+{
+    while (b) {
+        const ptrdiff_t rest = a % b;
+        a = b;
+        b = rest;
+    }
+    return a;
+}
+
+/* Where a thread writes its part of a result, from the beginning to the end, without gaps.
+ *
+ * `at` is where the next bytes go; they count once fc_written was called. Writing further than that is allowed, up to
+ * `end`: what is there is still to come. Either `at` is the result itself, or, for results so large that they would push
+ * everything else out of the caches and not be found there when they are needed, a buffer that goes to memory by stores
+ * past the caches: whole lines, which memory does not have to hand over first. */
+typedef struct {
+    char *at, *end;
+    char *to;     /* where the buffer goes; NULL without one */
+    char *buffer;
+} fc_sink;
+
+enum {
+    FC_PREFETCH_BYTES = 1 << 20, /* what is smaller is likely to be in the caches */
+    FC_LINE = 64,              /* bytes of a cache line */
+    FC_SINK_BYTES = 8192,      /* a buffer is emptied when it holds so much */
+    FC_SLACK_BYTES = 256,      /* what vectors may write beyond the bytes that count */
+    FC_STREAM_BYTES = 25165824 /* results from this size on bypass the caches */
+};
+
+/* Bytes of a buffer for pieces of at most `piece` bytes. */
+static ptrdiff_t fc_sink_bytes(ptrdiff_t piece) { return FC_SINK_BYTES + piece + FC_SLACK_BYTES + 3 * FC_LINE; }
+
+/* A sink for [to, to + bytes); with a buffer (which begins at a cache line) it goes there by streaming stores. */
+static fc_sink fc_sink_to(void *to, ptrdiff_t bytes, char *buffer, ptrdiff_t capacity)
+{
+    fc_sink s = {to, (char *)to + bytes, NULL, NULL};
+    if (buffer) { /* at the same place in its line as the result */
+        s.to = to;
+        s.buffer = buffer + (uintptr_t)to % FC_LINE;
+        s.at = s.buffer;
+        s.end = buffer + capacity;
+    }
+    return s;
+}
+
+/* Whole lines past the caches: both ends at a line's beginning. */
+static void fc_stream_lines(char *to, const char *from, ptrdiff_t bytes)
+{
+#if defined(__SSE2__)
+    for (ptrdiff_t i = 0; i < bytes; i += FC_LINE)
+        for (int j = 0; j < FC_LINE; j += FC_VECTOR_BYTES) {
+#if defined(__AVX512F__)
+            _mm512_stream_si512((void *)(to + i + j), _mm512_loadu_si512((const void *)(from + i + j)));
+#elif defined(__AVX2__)
+            _mm256_stream_si256((void *)(to + i + j), _mm256_loadu_si256((const void *)(from + i + j)));
+#else
+            _mm_stream_si128((void *)(to + i + j), _mm_loadu_si128((const void *)(from + i + j)));
+#endif
+        }
+#else
+    memcpy(to, from, (size_t)bytes);
+#endif
+}
+
+static void fc_stream_end(void)
+{
+#if defined(__SSE2__)
+    _mm_sfence();
+#endif
+}
+
+/* Copy past the caches, but for the lines at the ends that are not whole. */
+static void fc_stream(char *to, const char *from, ptrdiff_t bytes)
+{
+    const ptrdiff_t head = -(uintptr_t)to % FC_LINE, lines = (bytes - head) / FC_LINE * FC_LINE;
+    if (lines <= 0) {
+        memcpy(to, from, (size_t)bytes);
+        return;
+    }
+    memcpy(to, from, (size_t)head);
+    fc_stream_lines(to + head, from + head, lines);
+    memcpy(to + head + lines, from + head + lines, (size_t)(bytes - head - lines));
+}
+
+static void fc_sink_empty(fc_sink *s, int all)
+{
+    const ptrdiff_t bytes = s->at - s->buffer, head = -(uintptr_t)s->to % FC_LINE;
+    const ptrdiff_t gone = all || bytes < head ? bytes : bytes - (bytes - head) % FC_LINE;
+    fc_stream(s->to, s->buffer, gone);
+    s->to += gone;
+    /* less than a line waits for the rest, at the line's beginning */
+    char *const rest = s->buffer + gone;
+    s->buffer -= (uintptr_t)s->buffer % FC_LINE;
+    memmove(s->buffer, rest, (size_t)(bytes - gone));
+    s->at = s->buffer + bytes - gone;
+    if (all)
+        fc_stream_end();
+}
+
+FC_INLINE void fc_written(fc_sink *s, ptrdiff_t bytes)
+{
+    s->at += bytes;
+    if (FC_UNLIKELY(s->to && s->at - s->buffer >= FC_SINK_BYTES))
+        fc_sink_empty(s, 0);
+}
+
+/* After the last byte. */
+static void fc_sink_close(fc_sink *s)
+{
+    if (s->to)
+        fc_sink_empty(s, 1);
+}
+
+#endif
