@@ -250,8 +250,10 @@ def select(operation: str, geometry: Conv2dGeometry, dtype: np.dtype, settings: 
 _LANES = 16
 _PANEL = 64  # pixels of a tile
 _PANEL_FMAS = 4  # FMA instructions that a tile needs for one output channel and one term
-_RUN, _ROW = 8.0, 8.0  # implicit GEMM: to pack one run of pixels of one term, and one term at all
-_STORE = 60.0  # direct: to store a tile's pixels of one channel by way of scratch, as most tiles that cross rows are
+_RUN, _ROW = 3.0, 20.0  # implicit GEMM: to pack one run of pixels of one term, and one term at all
+_FLAT = 11.0  # implicit GEMM: to copy the rows that a panel sees, for each channel and unit of the strides
+_OUT = 80.0  # to begin and end the sums of a tile's pixels of one channel, and to write them to memory
+_STORE = 70.0  # direct: the same by way of scratch, as tiles that cross the ends of rows are
 _TO_TILES, _FROM_TILES, _FILTERS = 20.0, 30.0, 60.0  # Winograd: to transform a tile of a channel, back, and a filter
 _SPARSE = 0.25  # direct backward weight: what its copies cost where few taps share them
 _ACROSS = 1.2  # direct backward weight: to add up the lanes of its sums
@@ -268,16 +270,19 @@ def estimate(algorithm: str, operation: str, geometry: Conv2dGeometry) -> float:
         terms, rows = rows * geometry.taps, geometry.channels // geometry.groups
         height, width = (-(-n // s) for n, s in zip(geometry.in_size, geometry.stride, strict=True))
     if algorithm == "im2col":
-        return 1 + (_COLUMN + _STORE) / (_PANEL_FMAS * rows)
+        return 1 + (_COLUMN + _OUT) / (_PANEL_FMAS * rows)
     if algorithm == "direct":
-        between = (geometry.kernel[1] - 1) * geometry.dilation[1] // geometry.stride[1]
-        waste = ((height - 1) * (width + between) + width) / (height * width)
+        length = width + (geometry.kernel[1] - 1) * geometry.dilation[1] // geometry.stride[1]
+        vectors = -(-((height - 1) * length + width) // _LANES)
+        waste = vectors * _LANES / (height * width)
         if rows <= 2:  # row by row: nothing between rows, nothing by way of scratch
             return 1.0
         if operation == "backward_weight":
-            vectors = -(-((height - 1) * (width + between) + width) // _LANES) * _LANES
-            return _ACROSS * vectors / (height * width) + _SPARSE * (geometry.stride != (1, 1) or geometry.taps == 1)
-        return waste + _STORE / (_PANEL_FMAS * terms)
+            return _ACROSS * waste + _SPARSE * (geometry.stride != (1, 1) or geometry.taps == 1)
+        row = -(-width // _LANES) * _LANES
+        if 3 * _LANES <= row <= length:  # tiles that begin with each row
+            return row / width + _OUT / (_PANEL_FMAS * terms)
+        return waste + (_OUT + _STORE) / (_PANEL_FMAS * terms)
     if algorithm == "implicit_gemm":
         if operation == "backward_weight":
             channels, taps = terms // geometry.taps, geometry.taps
@@ -288,7 +293,10 @@ def estimate(algorithm: str, operation: str, geometry: Conv2dGeometry) -> float:
             fmas = min(apart * rows, together * rows + pack)
             cells = math.prod(s if k > 1 else 1 for s, k in zip(geometry.stride, geometry.kernel, strict=True))
             return (fmas + _PIXEL * (channels * cells + rows)) / (rows * terms / _LANES)
-        return 1 + (_RUN * (_PANEL / width + 1) + _ROW) / (_PANEL_FMAS * rows)
+        pixels = max(geometry.batch, 1) * height * width
+        waste = -(-pixels // _LANES) * _LANES / pixels
+        pack = _RUN * (_PANEL / width + 1) + _ROW + _FLAT * geometry.stride[0] * geometry.stride[1] / geometry.taps
+        return waste + pack / (_PANEL_FMAS * rows) + _OUT / (_PANEL_FMAS * terms)
     if algorithm == "winograd":
         tiles_of_image = -(-height // 4) * -(-width // 4)
         tiles = max(geometry.batch, 1) * tiles_of_image
@@ -299,7 +307,7 @@ def estimate(algorithm: str, operation: str, geometry: Conv2dGeometry) -> float:
         work = 36 / _LANES / used * rows * channels * (2 if tiles <= _LANES else 1)
         work += _TO_TILES * (1 + _LANES / min(-(-width // 4), _LANES)) * channels + _FROM_TILES / used * rows
         work += _FILTERS * rows * channels / tiles
-        return work / fmas * tiles_of_image * 16 / (height * width)
+        return work / fmas * tiles_of_image * 16 / (height * width) + _OUT / (_PANEL_FMAS * terms)
     raise ValueError(f"no estimate for algorithm {algorithm!r}")
 
 

@@ -53,10 +53,16 @@ cdef extern from "simd.h" nogil:
                          const float*)
     void fc_pad_rows_f64(double*, ptrdiff_t, ptrdiff_t, ptrdiff_t, ptrdiff_t, const double*, ptrdiff_t, ptrdiff_t,
                          const double*)
+    void fc_pad_pairs_f32(float*, float*, ptrdiff_t, ptrdiff_t, ptrdiff_t, ptrdiff_t, ptrdiff_t, ptrdiff_t, const float*,
+                          ptrdiff_t, const float*)
+    void fc_pad_pairs_f64(double*, double*, ptrdiff_t, ptrdiff_t, ptrdiff_t, ptrdiff_t, ptrdiff_t, ptrdiff_t,
+                          const double*, ptrdiff_t, const double*)
     void fc_plane_rows_f32(ptrdiff_t, ptrdiff_t, ptrdiff_t, ptrdiff_t, int, const float*, const float*, ptrdiff_t,
                            const ptrdiff_t*, ptrdiff_t, float*, ptrdiff_t, const float*, int)
     void fc_plane_rows_f64(ptrdiff_t, ptrdiff_t, ptrdiff_t, ptrdiff_t, int, const double*, const double*, ptrdiff_t,
                            const ptrdiff_t*, ptrdiff_t, double*, ptrdiff_t, const double*, int)
+    void fc_store_runs_f32(float*, ptrdiff_t, const float*, ptrdiff_t, ptrdiff_t)
+    void fc_store_runs_f64(double*, ptrdiff_t, const double*, ptrdiff_t, ptrdiff_t)
     int fc_all_finite_f32(const float*, ptrdiff_t)
     int fc_all_finite_f64(const double*, ptrdiff_t)
 
@@ -90,24 +96,41 @@ cdef struct Flat:
 cdef void fill_flat(const Flat* f, real* to, const real* source, Py_ssize_t channels, Py_ssize_t position,
                     Py_ssize_t rows) noexcept nogil:
     """Copy `rows` + halo rows of each of `channels` source planes, from `position` on."""
-    cdef Py_ssize_t c, a, b, row, first, stop, above, inner, start
+    cdef Py_ssize_t c, a, b, s, row, first, stop, first_2, stop_2, above, inner, start
+    cdef bint pair
     cdef real* at
+    cdef const real* line
     cdef const real* end = source + channels * f.h * f.w
     cdef Py_ssize_t total = rows + f.halo
     for a in range(f.slots_h):
         row = position * f.step_h + f.phase_h[a] + f.base_h
         inside(f.h, row, f.step_h, total, &above, &inner)  # rows [above, inner) lie in the image
-        for b in range(f.slots_w):
+        b = 0
+        while b < f.slots_w:
             start = f.phase_w[b] + f.base_w
             inside(f.w, start, f.step_w, f.length, &first, &stop)
+            # two phases side by side are split in one go
+            pair = f.step_w == 2 and b + 1 < f.slots_w and f.phase_w[b + 1] == f.phase_w[b] + 1
+            if pair:
+                inside(f.w, start + 1, f.step_w, f.length, &first_2, &stop_2)
             for c in range(channels):
                 at = to + ((c * f.slots_h + a) * f.slots_w + b) * f.plane
-                memset(at, 0, above * f.length * sizeof(real))
-                if inner > above:
-                    pad_rows(at + above * f.length, f.length, inner - above, first, stop,
-                             source + (c * f.h + row + above * f.step_h) * f.w + start + first * f.step_w, f.step_w,
-                             f.step_h * f.w, end)
-                memset(at + inner * f.length, 0, (total - inner) * f.length * sizeof(real))
+                line = source + (c * f.h + row + above * f.step_h) * f.w + start
+                for s in range(2 if pair else 1):
+                    memset(at + s * f.plane, 0, above * f.length * sizeof(real))
+                    memset(at + s * f.plane + inner * f.length, 0, (total - inner) * f.length * sizeof(real))
+                at += above * f.length
+                if inner <= above:
+                    continue
+                if not pair:
+                    pad_rows(at, f.length, inner - above, first, stop, line + first * f.step_w, f.step_w, f.step_h * f.w, end)
+                elif real is float:
+                    fc_pad_pairs_f32(at, at + f.plane, f.length, inner - above, first, stop, first_2, stop_2, line,
+                                     f.step_h * f.w, end)
+                else:
+                    fc_pad_pairs_f64(at, at + f.plane, f.length, inner - above, first, stop, first_2, stop_2, line,
+                                     f.step_h * f.w, end)
+            b += 2 if pair else 1
 
 
 cdef inline void pad_rows(real* to, Py_ssize_t length, Py_ssize_t rows, Py_ssize_t first, Py_ssize_t stop,
@@ -277,6 +300,15 @@ cdef void plane_band(const Correlation* job, const TapClass* taps, Py_ssize_t q0
         q += rows
 
 
+cdef inline bint rows_fit_tiles(Py_ssize_t width, Py_ssize_t length, Py_ssize_t lanes) noexcept nogil:
+    """Whether tiles that begin with each row waste no more than tiles that run on across the ends of rows.
+
+    Then every tile goes to the output from the registers. A row must fill enough vectors for the sums to hide their latency.
+    """
+    cdef Py_ssize_t vectors = ceil_div(width, lanes)
+    return vectors >= 3 and vectors * lanes <= length
+
+
 cdef void correlate_item(const Correlation* job, Py_ssize_t item, const real* source, const real* weights,
                          const real* bias, bint relu, real* out, char* scratch) noexcept nogil:
     """One (image, group, band, block of output planes)."""
@@ -292,11 +324,11 @@ cdef void correlate_item(const Correlation* job, Py_ssize_t item, const real* so
     cdef real* tile = <real*> (scratch + job.flat_bytes)
     cdef Py_ssize_t all_tiles = ceil_div(job.rows, FC_TILE_ROWS)
     cdef Py_ssize_t m_tile, m_first = all_tiles * block // job.blocks, m_last = all_tiles * (block + 1) // job.blocks
-    cdef Py_ssize_t t, m, rows, p, end, vectors, q, j, run, done, i, x, plane = job.out_h * job.out_w
+    cdef bint by_row
+    cdef Py_ssize_t t, m, rows, p, end, stop, vectors, count, q, j, run, done, i, x, plane = job.out_h * job.out_w
     cdef const TapClass* taps
     cdef const real* a
     cdef real* to
-    cdef real* at
 
     source += (image * job.groups + group) * job.sources * f.h * f.w
     out += (image * job.groups + group) * job.rows * plane
@@ -316,10 +348,15 @@ cdef void correlate_item(const Correlation* job, Py_ssize_t item, const real* so
             continue
         p = (most(q0, taps.first_h) - q0) * f.length + taps.first_w - job.base_j
         end = (least(q1, taps.last_h) - 1 - q0) * f.length + taps.last_w - job.base_j
+        by_row = rows_fit_tiles(taps.last_w - taps.first_w, f.length, lanes)
         while p < end:
-            vectors = least(ceil_div(end - p, lanes), FC_TILE_VECTORS)
             q = q0 + p // f.length
             j = p % f.length + job.base_j
+            stop = p + taps.last_w - j if by_row else end
+            # tiles as even as can be: one of few vectors at the end would wait for its own sums
+            vectors = ceil_div(stop - p, lanes)
+            vectors = ceil_div(vectors, ceil_div(vectors, FC_TILE_VECTORS))
+            count = least(vectors * lanes, stop - p)
             for m_tile in range(m_first, m_last):
                 m = job.rows * m_tile // all_tiles
                 rows = job.rows * (m_tile + 1) // all_tiles - m
@@ -333,7 +370,7 @@ cdef void correlate_item(const Correlation* job, Py_ssize_t item, const real* so
                 correlate_tile(a, taps.terms, flat + p, job.offset + taps.table, taps.terms, rows, vectors, tile,
                                FC_TILE_VECTORS * lanes, bias + m if bias != NULL else NULL, FC_RELU if relu else 0)
                 done = 0
-                while done < least(vectors * lanes, end - p):
+                while done < count:
                     # the runs of output pixels that the tile crosses
                     q = q0 + (p + done) // f.length
                     x = (p + done) % f.length + job.base_j
@@ -343,15 +380,21 @@ cdef void correlate_item(const Correlation* job, Py_ssize_t item, const real* so
                     if x >= taps.last_w:
                         done += f.length - (x - job.base_j)
                         continue
-                    run = least(taps.last_w - x, least(vectors * lanes, end - p) - done)
-                    for i in range(rows):
-                        at = tile + i * FC_TILE_VECTORS * lanes + done
-                        to = (out + (m + i) * plane + (q * taps.step_h + taps.start_h) * job.out_w
-                              + x * taps.step_w + taps.start_w)
-                        store_run(to, taps.step_w, at, run)
+                    run = least(taps.last_w - x, count - done)
+                    to = (out + m * plane + (q * taps.step_h + taps.start_h) * job.out_w + x * taps.step_w
+                          + taps.start_w)
+                    if taps.step_w > 1:
+                        for i in range(rows):
+                            store_run(to + i * plane, taps.step_w, tile + i * FC_TILE_VECTORS * lanes + done, run)
+                    elif real is float:
+                        fc_store_runs_f32(to, plane, tile + done, rows, run)
+                    else:
+                        fc_store_runs_f64(to, plane, tile + done, rows, run)
                     done += run
                 q = q0 + p // f.length
             p += vectors * lanes
+            if by_row and p >= stop:
+                p = (q + 1 - q0) * f.length + taps.first_w - job.base_j
 
 
 cdef inline void store_run(real* to, Py_ssize_t step, const real* run, Py_ssize_t count) noexcept nogil:

@@ -14,9 +14,11 @@
 #
 # Backward data at stride 1 is the same on dout with turned weights (see direct.pxi).
 #
-# Cache: a chunk of about CHUNK_TERMS terms makes a panel of 147 kB in float32, of which two lie in L2; A's rows of a chunk
-# (6 x 576 values, 14 kB) stay in L1 for all panels of the block. Threads take (group, block, block of output channels);
-# many cores get blocks first, and block the output channels only where there are fewer blocks than threads.
+# Cache: a chunk of about CHUNK_TERMS terms makes a panel of 147 kB in float32, of which PANELS lie in L2; A's rows of a
+# chunk (6 x 576 values, 14 kB) stay in L1 for all of them. Where one chunk has all terms (few channels), a block is several
+# times as long: a flat copy has a halo of KH - 1 rows, which short blocks would copy over and over. Threads take (group,
+# block, block of output channels); many cores get blocks first, and block the output channels only where there are fewer
+# blocks than threads.
 
 cdef extern from "simd.h" nogil:
     ctypedef struct fc_run:
@@ -28,7 +30,9 @@ cdef extern from "simd.h" nogil:
 
 cdef enum:
     CHUNK_TERMS = 576    # terms of the sum in one panel
-    BLOCK_PANELS = 2     # panels of one block
+    PANELS = 4           # panels that are packed and multiplied together
+    LONG_BLOCK = 16      # panels of a block whose terms are all in one chunk,
+    LONG_BLOCK_BYTES = 262144  # unless its flat copy is larger than this
 
 # A part of a block: pixels [first, stop) of one image, whose flat rows start at `row`.
 cdef struct Segment:
@@ -54,10 +58,22 @@ cdef Py_ssize_t gemm_tables(const Gemm* job, const Window* v) noexcept nogil:
     return aligned((2 * job.chunk * job.taps + tap_tables(v)) * sizeof(Py_ssize_t))
 
 
+cdef void set_block(Gemm* job, Py_ssize_t panels) noexcept nogil:
+    """Cut the pixels into blocks of so many panels."""
+    job.block = panels * job.width
+    job.blocks = ceil_div(job.batch * job.pixels, job.block)
+    job.segments = least(most(job.batch, 1), (job.block - 2) // job.pixels + 2)
+    job.flat.plane = (job.block // job.out_w + job.segments * (2 + job.flat.halo)) * job.flat.length
+
+
+cdef inline Py_ssize_t flat_elements(const Gemm* job) noexcept nogil:
+    return job.chunk * job.flat.slots_h * job.flat.slots_w * job.flat.plane
+
+
 cdef void plan_gemm(Gemm* job, const Window* v, bint backward, Py_ssize_t itemsize, Py_ssize_t threads,
                     char* tables) noexcept nogil:
     cdef Flat* f = &job.flat
-    cdef Py_ssize_t chunks, items, tiles, i, j, c
+    cdef Py_ssize_t chunks, panels, items, tiles, i, j, c
     cdef ptrdiff_t* at
     cdef Correlation direct
     if backward:
@@ -69,17 +85,24 @@ cdef void plan_gemm(Gemm* job, const Window* v, bint backward, Py_ssize_t itemsi
     job.taps = v.kh * v.kw
     job.out_w, job.pixels = direct.out_w, direct.out_h * direct.out_w
     job.width = FC_TILE_VECTORS * FC_VECTOR_BYTES // itemsize
-    job.block = BLOCK_PANELS * job.width
-    job.blocks = ceil_div(job.batch * job.pixels, job.block)
     chunks = ceil_div(job.sources, most(CHUNK_TERMS // job.taps, 1))
     job.chunk = ceil_div(job.sources, chunks)
-    job.segments = least(most(job.batch, 1), (job.block - 2) // job.pixels + 2)
-    f.plane = (job.block // job.out_w + job.segments * (2 + f.halo)) * f.length
+    # Every output is computed the same way in whatever block it lies, so the number of threads may be looked at.
+    panels = PANELS
+    set_block(job, panels)
+    if chunks == 1:
+        while (panels < LONG_BLOCK and flat_elements(job) * itemsize < LONG_BLOCK_BYTES
+               and job.groups * job.blocks > 16 * threads):
+            panels *= 2
+            set_block(job, panels)
+    while threads > 1 and panels > 2 and job.groups * job.blocks < 16 * threads:
+        panels //= 2
+        set_block(job, panels)
     tiles = ceil_div(job.rows, FC_TILE_ROWS)
     items = most(job.groups * job.blocks, 1)
-    job.parts = 1 if threads == 1 or items >= 4 * threads else least(tiles, ceil_div(2 * threads, items))
-    job.flat_bytes = aligned((job.chunk * f.slots_h * f.slots_w * f.plane) * itemsize + 2 * FC_VECTOR_BYTES)
-    job.panel_bytes = aligned(BLOCK_PANELS * job.chunk * job.taps * job.width * itemsize + FC_VECTOR_BYTES)
+    job.parts = 1 if threads == 1 or items >= 4 * threads else least(tiles, ceil_div(4 * threads, items))
+    job.flat_bytes = aligned(flat_elements(job) * itemsize + 2 * FC_VECTOR_BYTES)
+    job.panel_bytes = aligned(PANELS * job.chunk * job.taps * job.width * itemsize + FC_VECTOR_BYTES)
     job.sum_bytes = aligned((ceil_div(tiles, job.parts) * FC_TILE_ROWS) * job.block * itemsize)
     # runs of a panel: one for each row of output it touches, at most one for each pixel
     job.run_bytes = aligned(least(job.width, job.width // job.out_w + 2 * job.segments + 1) * sizeof(fc_run)
@@ -155,7 +178,7 @@ cdef void gemm_item(const Gemm* job, Py_ssize_t item, const real* source, const 
     cdef Segment* segment = <Segment*> (scratch + job.flat_bytes + job.panel_bytes + job.sum_bytes)
     cdef fc_run* run = <fc_run*> (segment + job.segments)
     cdef Py_ssize_t segments = cut_segments(job, start, start + count, segment)
-    cdef Py_ssize_t c0, channels, s, p, runs, m_tile, m, rows, pixels, pixel, done
+    cdef Py_ssize_t c0, channels, s, p, p0, p1, runs, m_tile, m, rows, pixels, pixel, done
     cdef Py_ssize_t panel_items = job.chunk * job.taps * job.width
     cdef const real* a
     cdef real* to
@@ -170,30 +193,32 @@ cdef void gemm_item(const Gemm* job, Py_ssize_t item, const real* source, const 
                       source + ((segment[s].image * job.groups + group) * job.sources + c0) * f.h * f.w, channels,
                       f.first + segment[s].first // job.out_w,
                       (segment[s].stop - 1) // job.out_w - segment[s].first // job.out_w + 1)
-        for p in range(panels):
-            runs = cut_runs(job, segment, segments, p * job.width, least((p + 1) * job.width, count), run)
-            if real is float:
-                fc_pack_runs_f32(panel + p * panel_items, job.width, flat, job.offset, terms,
-                                 run, runs)
-            else:
-                fc_pack_runs_f64(panel + p * panel_items, job.width, flat, job.offset, terms,
-                                 run, runs)
         flags = FC_ACCUMULATE if c0 > 0 else 0
         if c0 + channels == job.sources and relu:
             flags |= FC_RELU
-        for m_tile in range(first_tile, last_tile):
-            m = job.rows * m_tile // tiles
-            rows = job.rows * (m_tile + 1) // tiles - m
-            a = weights + (group * job.rows + m) * terms_all + c0 * job.taps
-            for p in range(panels):
-                pixels = least(count - p * job.width, job.width)
-                to = whole_panel(job, group, m, start + p * job.width, pixels, out)
-                correlate_tile(a, terms_all, panel + p * panel_items, job.panel_offset, terms, rows,
-                               ceil_div(pixels, lanes),
-                               sums + (m - m0) * job.block + p * job.width if to == NULL else to,
-                               job.block if to == NULL else job.pixels,
-                               bias + group * job.rows + m if bias != NULL and c0 + channels == job.sources else NULL,
-                               flags)
+        p0 = 0
+        while p0 < panels:
+            p1 = least(p0 + PANELS, panels)
+            for p in range(p0, p1):
+                runs = cut_runs(job, segment, segments, p * job.width, least((p + 1) * job.width, count), run)
+                if real is float:
+                    fc_pack_runs_f32(panel + (p - p0) * panel_items, job.width, flat, job.offset, terms, run, runs)
+                else:
+                    fc_pack_runs_f64(panel + (p - p0) * panel_items, job.width, flat, job.offset, terms, run, runs)
+            for m_tile in range(first_tile, last_tile):
+                m = job.rows * m_tile // tiles
+                rows = job.rows * (m_tile + 1) // tiles - m
+                a = weights + (group * job.rows + m) * terms_all + c0 * job.taps
+                for p in range(p0, p1):
+                    pixels = least(count - p * job.width, job.width)
+                    to = whole_panel(job, group, m, start + p * job.width, pixels, out)
+                    correlate_tile(a, terms_all, panel + (p - p0) * panel_items, job.panel_offset, terms, rows,
+                                   ceil_div(pixels, lanes),
+                                   sums + (m - m0) * job.block + p * job.width if to == NULL else to,
+                                   job.block if to == NULL else job.pixels,
+                                   bias + group * job.rows + m if bias != NULL and c0 + channels == job.sources else NULL,
+                                   flags)
+            p0 = p1
         c0 += channels
 
     # what did not go to the output from the registers: panels with the end of an image in them

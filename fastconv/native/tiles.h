@@ -265,6 +265,26 @@ FC_INLINE VEC FC_NAME(even)(VEC a, VEC b)
 #undef FC_EVEN
 }
 
+/* The odd lanes of a, then those of b. */
+FC_INLINE VEC FC_NAME(odd)(VEC a, VEC b)
+{
+#if FC_LANES == 16
+#define FC_ODD 1, 3, 5, 7, 9, 11, 13, 15, 17, 19, 21, 23, 25, 27, 29, 31
+#elif FC_LANES == 8
+#define FC_ODD 1, 3, 5, 7, 9, 11, 13, 15
+#elif FC_LANES == 4
+#define FC_ODD 1, 3, 5, 7
+#else
+#define FC_ODD 1, 3
+#endif
+#if defined(__clang__)
+    return __builtin_shufflevector(a, b, FC_ODD);
+#else
+    return __builtin_shuffle(a, b, (IVEC){FC_ODD});
+#endif
+#undef FC_ODD
+}
+
 /* LANES elements from[0], from[step], ...; reads step*LANES elements where the step is 1, 2 or 4. */
 FC_INLINE VEC FC_NAME(take_vector)(const FC_T *from, const int step)
 {
@@ -321,6 +341,53 @@ static void FC_NAME(pad_rows)(FC_T *to, ptrdiff_t length, ptrdiff_t rows, ptrdif
         FC_NAME(copy_rows)(to, length, rows, first, stop, from, 4, 4, next, end);
     else
         FC_NAME(copy_rows)(to, length, rows, first, stop, from, step, 0, next, end);
+}
+
+/* One row: to[x] is from[2*x] for x in [first, stop), but for x in [done, until), which is there; zero elsewhere. */
+FC_INLINE void FC_NAME(pad_ends)(FC_T *to, ptrdiff_t length, ptrdiff_t first, ptrdiff_t stop, ptrdiff_t done,
+                                 ptrdiff_t until, const FC_T *from)
+{
+    for (ptrdiff_t x = 0; x < first; x++) {
+        FC_FEW;
+        to[x] = 0;
+    }
+    for (ptrdiff_t x = first; x < done; x++) {
+        FC_FEW;
+        to[x] = from[2 * x];
+    }
+    for (ptrdiff_t x = until; x < stop; x++) {
+        FC_FEW;
+        to[x] = from[2 * x];
+    }
+    for (ptrdiff_t x = stop; x < length; x++) {
+        FC_FEW;
+        to[x] = 0;
+    }
+}
+
+/* Rows of a padded image, split in two: even[x] is from[2*x] for x in [first, stop), odd[x] is from[2*x + 1] for x in
+ * [odd_first, odd_stop), and both are zero elsewhere up to `length`. Nothing is read at `end` or behind. */
+static void FC_NAME(pad_pairs)(FC_T *even, FC_T *odd, ptrdiff_t length, ptrdiff_t rows, ptrdiff_t first, ptrdiff_t stop,
+                               ptrdiff_t odd_first, ptrdiff_t odd_stop, const FC_T *from, ptrdiff_t next, const FC_T *end)
+{
+    const ptrdiff_t low = first > odd_first ? first : odd_first;
+    const ptrdiff_t high = stop < odd_stop ? stop : odd_stop;
+    for (ptrdiff_t y = 0; y < rows; y++, even += length, odd += length, from += next) {
+        if (high - low < LANES || from + 2 * high > end) {
+            FC_NAME(pad_ends)(even, length, first, stop, first, first, from);
+            FC_NAME(pad_ends)(odd, length, odd_first, odd_stop, odd_first, odd_first, from + 1);
+            continue;
+        }
+        for (ptrdiff_t x = low; x < high; x += LANES) {
+            if (x > high - LANES) /* the last vectors end where the row does */
+                x = high - LANES;
+            const VEC a = *(const UVEC *)(from + 2 * x), b = *(const UVEC *)(from + 2 * x + LANES);
+            *(UVEC *)(even + x) = FC_NAME(even)(a, b);
+            *(UVEC *)(odd + x) = FC_NAME(odd)(a, b);
+        }
+        FC_NAME(pad_ends)(even, length, first, stop, low, high, from);
+        FC_NAME(pad_ends)(odd, length, odd_first, odd_stop, low, high, from + 1);
+    }
 }
 
 /* Plane tile: `rows` rows of one output plane, of `vectors` vectors each.
@@ -449,6 +516,25 @@ static void FC_NAME(pack_runs)(FC_T *to, ptrdiff_t width, const FC_T *flat, cons
             FC_T *target = at + run[i].to;
             for (ptrdiff_t k = 0; k < run[i].count; k += LANES)
                 *(UVEC *)(target + k) = *(const UVEC *)(source + k);
+        }
+    }
+}
+
+/* `rows` runs of `count` elements from a tile (rows LANES*FC_TILE_VECTORS apart) to rows that are `next` apart. */
+static void FC_NAME(store_runs)(FC_T *to, ptrdiff_t next, const FC_T *tile, ptrdiff_t rows, ptrdiff_t count)
+{
+    for (ptrdiff_t i = 0; i < rows; i++, to += next, tile += LANES * FC_TILE_VECTORS) {
+        ptrdiff_t k = 0;
+        if (count >= LANES) {
+            for (; k + LANES <= count; k += LANES)
+                *(UVEC *)(to + k) = *(const UVEC *)(tile + k);
+            /* the rest with one vector that ends where the run does */
+            *(UVEC *)(to + count - LANES) = *(const UVEC *)(tile + count - LANES);
+            continue;
+        }
+        for (; k < count; k++) {
+            FC_FEW;
+            to[k] = tile[k];
         }
     }
 }

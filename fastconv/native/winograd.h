@@ -29,26 +29,6 @@
 
 typedef FC_INT IUVEC __attribute__((vector_size(FC_VECTOR_BYTES), aligned(sizeof(FC_T)), may_alias));
 
-/* The odd lanes of x, then those of y. */
-FC_INLINE VEC FC_NAME(odd)(VEC x, VEC y)
-{
-#if FC_LANES == 16
-#define FC_ODD 1, 3, 5, 7, 9, 11, 13, 15, 17, 19, 21, 23, 25, 27, 29, 31
-#elif FC_LANES == 8
-#define FC_ODD 1, 3, 5, 7, 9, 11, 13, 15
-#elif FC_LANES == 4
-#define FC_ODD 1, 3, 5, 7
-#else
-#define FC_ODD 1, 3
-#endif
-#if defined(__clang__)
-    return __builtin_shufflevector(x, y, FC_ODD);
-#else
-    return __builtin_shuffle(x, y, (IVEC){FC_ODD});
-#endif
-#undef FC_ODD
-}
-
 /* B' d, in place. */
 FC_INLINE void FC_NAME(winograd_b)(VEC d[6])
 {
