@@ -54,9 +54,9 @@ cdef extern from "simd.h" nogil:
     void fc_pad_rows_f64(double*, ptrdiff_t, ptrdiff_t, ptrdiff_t, ptrdiff_t, const double*, ptrdiff_t, ptrdiff_t,
                          const double*)
     void fc_pad_pairs_f32(float*, float*, ptrdiff_t, ptrdiff_t, ptrdiff_t, ptrdiff_t, ptrdiff_t, ptrdiff_t, const float*,
-                          ptrdiff_t, const float*)
+                          ptrdiff_t, const float*, ptrdiff_t)
     void fc_pad_pairs_f64(double*, double*, ptrdiff_t, ptrdiff_t, ptrdiff_t, ptrdiff_t, ptrdiff_t, ptrdiff_t,
-                          const double*, ptrdiff_t, const double*)
+                          const double*, ptrdiff_t, const double*, ptrdiff_t)
     void fc_plane_rows_f32(ptrdiff_t, ptrdiff_t, ptrdiff_t, ptrdiff_t, int, const float*, const float*, ptrdiff_t,
                            const ptrdiff_t*, ptrdiff_t, float*, ptrdiff_t, const float*, int)
     void fc_plane_rows_f64(ptrdiff_t, ptrdiff_t, ptrdiff_t, ptrdiff_t, int, const double*, const double*, ptrdiff_t,
@@ -68,6 +68,7 @@ cdef extern from "simd.h" nogil:
 
 cdef enum:
     BAND_BYTES = 393216   # of a band's flat copy: with the weights that stream past, it fits an L2 of 1 MB
+    AHEAD_BYTES = 16384   # how far ahead a depthwise convolution at stride 2 prefetches its planes
     REDUCTION = 256       # terms that are added up in a register before they go to the output tile
     TURNED_AT_ONCE = 16   # channels whose weights are turned together
     FEW_ROWS = 2          # up to so many output planes of a group are computed row by row, not in tiles of channels
@@ -102,6 +103,8 @@ cdef void fill_flat(const Flat* f, real* to, const real* source, Py_ssize_t chan
     cdef const real* line
     cdef const real* end = source + channels * f.h * f.w
     cdef Py_ssize_t total = rows + f.halo
+    # one plane at a time (depthwise) there is too little to do between the loads for the processor to run far ahead
+    cdef Py_ssize_t ahead = AHEAD_BYTES // sizeof(real) if channels == 1 else 0
     for a in range(f.slots_h):
         row = position * f.step_h + f.phase_h[a] + f.base_h
         inside(f.h, row, f.step_h, total, &above, &inner)  # rows [above, inner) lie in the image
@@ -126,10 +129,10 @@ cdef void fill_flat(const Flat* f, real* to, const real* source, Py_ssize_t chan
                     pad_rows(at, f.length, inner - above, first, stop, line + first * f.step_w, f.step_w, f.step_h * f.w, end)
                 elif real is float:
                     fc_pad_pairs_f32(at, at + f.plane, f.length, inner - above, first, stop, first_2, stop_2, line,
-                                     f.step_h * f.w, end)
+                                     f.step_h * f.w, end, ahead)
                 else:
                     fc_pad_pairs_f64(at, at + f.plane, f.length, inner - above, first, stop, first_2, stop_2, line,
-                                     f.step_h * f.w, end)
+                                     f.step_h * f.w, end, ahead)
             b += 2 if pair else 1
 
 

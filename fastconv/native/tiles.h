@@ -366,9 +366,11 @@ FC_INLINE void FC_NAME(pad_ends)(FC_T *to, ptrdiff_t length, ptrdiff_t first, pt
 }
 
 /* Rows of a padded image, split in two: even[x] is from[2*x] for x in [first, stop), odd[x] is from[2*x + 1] for x in
- * [odd_first, odd_stop), and both are zero elsewhere up to `length`. Nothing is read at `end` or behind. */
+ * [odd_first, odd_stop), and both are zero elsewhere up to `length`. Nothing is read at `end` or behind. Cells `ahead` of
+ * those that are read are prefetched. */
 static void FC_NAME(pad_pairs)(FC_T *even, FC_T *odd, ptrdiff_t length, ptrdiff_t rows, ptrdiff_t first, ptrdiff_t stop,
-                               ptrdiff_t odd_first, ptrdiff_t odd_stop, const FC_T *from, ptrdiff_t next, const FC_T *end)
+                               ptrdiff_t odd_first, ptrdiff_t odd_stop, const FC_T *from, ptrdiff_t next, const FC_T *end,
+                               ptrdiff_t ahead)
 {
     const ptrdiff_t low = first > odd_first ? first : odd_first;
     const ptrdiff_t high = stop < odd_stop ? stop : odd_stop;
@@ -382,6 +384,8 @@ static void FC_NAME(pad_pairs)(FC_T *even, FC_T *odd, ptrdiff_t length, ptrdiff_
             if (x > high - LANES) /* the last vectors end where the row does */
                 x = high - LANES;
             const VEC a = *(const UVEC *)(from + 2 * x), b = *(const UVEC *)(from + 2 * x + LANES);
+            __builtin_prefetch(from + 2 * x + ahead);
+            __builtin_prefetch(from + 2 * x + ahead + LANES);
             *(UVEC *)(even + x) = FC_NAME(even)(a, b);
             *(UVEC *)(odd + x) = FC_NAME(odd)(a, b);
         }
