@@ -396,8 +396,8 @@ def plan_conv2d(x_shape: Any, weight_shape: Any, stride: Any = 1, padding: Any =
         raise ValueError(f"direction must be one of {', '.join(map(repr, OPERATIONS))}, got {direction!r}")
     if np.dtype(dtype).kind not in "biufc":
         raise TypeError(f"dtype must be one of numbers, got {dtype!r}")
-    geometry = conv2d_geometry(x_shape, weight_shape, stride, padding, dilation, groups, x_name="x",
-                               weight_name="weight")
+    geometry = conv2d_geometry(x_shape, weight_shape, stride, padding, dilation, groups, x_name="x_shape",
+                               weight_name="weight_shape")
     found = plan(direction, geometry, compute_dtype(np.dtype(dtype)), check_algorithm(algorithm))
     if len(x_shape) == 3 and direction != "backward_weight":  # as the call, whose result has no batch axis then
         return replace(found, output_shape=found.output_shape[1:])

@@ -22,6 +22,7 @@ from . import padding as padding_modes
 from .geometry import (
     Conv2dGeometry,
     Pool2dGeometry,
+    as_flag,
     as_int,
     as_shape,
     check_padding_mode,
@@ -123,12 +124,6 @@ def _share_memory(a: Array, b: Array) -> bool:
         return np.shares_memory(a, b, max_work=10_000)  # type: ignore[arg-type]  # the stub knows only -1 and 0
     except np.exceptions.TooHardError:  # rather refuse than compute with what is being overwritten
         return True
-
-
-def _checked_flag(name: str, value: Any) -> bool:
-    if not isinstance(value, (bool, np.bool_)):
-        raise TypeError(f"{name} must be True or False, got {value!r}")
-    return bool(value)
 
 
 # --- lowering ---------------------------------------------------------------------------------------------------------
@@ -745,8 +740,8 @@ def max_pool2d(x: ArrayLike, kernel_size: Any, stride: Any = None, padding: Any 
     """
     image = _as_array("x", x, (3, 4))
     geometry = pool2d_geometry(image.shape, kernel_size, stride, padding, dilation,
-                               _checked_flag("ceil_mode", ceil_mode))
-    wanted = _checked_flag("return_indices", return_indices)
+                               as_flag("ceil_mode", ceil_mode))
+    wanted = as_flag("return_indices", return_indices)
     if geometry.empty_window is not None:
         raise ValueError(f"dilation {geometry.dilation} with padding {geometry.pads}: {geometry.empty_window}")
     dtype = image.dtype.newbyteorder("=")
@@ -809,9 +804,9 @@ def max_pool2d_backward(dout: ArrayLike, indices: ArrayLike, input_shape: Any, *
 def _average_geometry(name: str, shape: tuple[int, ...], kernel_size: Any, stride: Any, padding: Any, dilation: Any,
                       ceil_mode: Any, count_include_pad: Any,
                       divisor_override: Any) -> tuple[Pool2dGeometry, bool, int | None]:
-    geometry = pool2d_geometry(shape, kernel_size, stride, padding, dilation, _checked_flag("ceil_mode", ceil_mode),
+    geometry = pool2d_geometry(shape, kernel_size, stride, padding, dilation, as_flag("ceil_mode", ceil_mode),
                                x_name=name)
-    include = _checked_flag("count_include_pad", count_include_pad)
+    include = as_flag("count_include_pad", count_include_pad)
     if divisor_override is not None:
         divisor_override = as_int("divisor_override", divisor_override)
         if divisor_override == 0:
@@ -914,6 +909,10 @@ def avg_pool2d_backward(dout: ArrayLike, input_shape: Any, kernel_size: Any, str
     return result()
 
 
+def _whole_plane(image: Array) -> tuple[int, int]:
+    return window2d_geometry(image.shape, 1, 1).in_size  # which says what is wrong with an x without cells
+
+
 def global_avg_pool2d(x: ArrayLike) -> Array:
     """Average of each plane.
 
@@ -927,7 +926,7 @@ def global_avg_pool2d(x: ArrayLike) -> Array:
         With the dtype that :func:`avg_pool2d` gives.
     """
     image = _as_array("x", x, (3, 4))
-    return avg_pool2d(image, image.shape[-2:])
+    return avg_pool2d(image, _whole_plane(image))
 
 
 def global_max_pool2d(x: ArrayLike) -> Array:
@@ -942,4 +941,4 @@ def global_max_pool2d(x: ArrayLike) -> Array:
     ndarray, (N, C, 1, 1) or (C, 1, 1)
     """
     image = _as_array("x", x, (3, 4))
-    return max_pool2d(image, image.shape[-2:])
+    return max_pool2d(image, _whole_plane(image))

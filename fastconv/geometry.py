@@ -16,6 +16,8 @@ from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from typing import Any
 
+import numpy as np
+
 Pair = tuple[int, int]
 Pads = tuple[Pair, Pair]
 
@@ -42,6 +44,13 @@ def as_int(name: str, value: Any, minimum: int | None = None) -> int:
     if number > LARGEST_PARAMETER:
         raise ValueError(f"{name} must be at most {LARGEST_PARAMETER}, got {number}")
     return number
+
+
+def as_flag(name: str, value: Any) -> bool:
+    """Return `value` as a bool, or raise TypeError that names `name` where it is none."""
+    if not isinstance(value, (bool, np.bool_)):
+        raise TypeError(f"{name} must be True or False, got {value!r}")
+    return bool(value)
 
 
 def _is_sequence(value: Any) -> bool:
@@ -191,8 +200,8 @@ def conv_output_size(size: Any, kernel: Any, stride: Any = 1, padding: Any = 0, 
     size = as_pair("size", size)
     kernel, stride, dilation = as_pair("kernel", kernel), as_pair("stride", stride), as_pair("dilation", dilation)
     pads = as_pads("padding", padding, size, kernel, stride, dilation)
-    out = _output_sizes(size, kernel, stride, pads, dilation, ceil_mode)
-    if strict:
+    out = _output_sizes(size, kernel, stride, pads, dilation, as_flag("ceil_mode", ceil_mode))
+    if as_flag("strict", strict):
         for axis in (0, 1):
             rest = (size[axis] + sum(pads[axis]) - extent(kernel[axis], dilation[axis])) % stride[axis]
             if rest:
@@ -278,6 +287,8 @@ class Window2dGeometry:
             return (n, self.channels, *self.kernel, *self.out_size)
         if layout == "cs231n":
             return rows, places * n
+        if not isinstance(layout, str):
+            raise TypeError(f"layout must be one of {', '.join(map(repr, LAYOUTS))}, got {layout!r}")
         raise ValueError(f"layout must be one of {', '.join(map(repr, LAYOUTS))}, got {layout!r}")
 
 

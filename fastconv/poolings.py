@@ -12,13 +12,12 @@ from . import dispatch, memory
 from .functional import (
     _as_array,
     _average_dtype,
-    _checked_flag,
     _prepared,
     avg_pool2d,
     avg_pool2d_backward,
     max_pool2d,
 )
-from .geometry import Pair, as_int, as_pair, as_shape, pool2d_geometry
+from .geometry import Pair, as_flag, as_int, as_pair, as_shape, pool2d_geometry
 
 __all__ = ["adaptive_avg_pool2d", "adaptive_avg_pool2d_backward", "adaptive_max_pool2d", "lp_pool2d",
            "lp_pool2d_backward", "max_unpool2d", "max_unpool2d_backward"]
@@ -179,7 +178,7 @@ def adaptive_max_pool2d(x: ArrayLike, output_size: Any, return_indices: bool = F
     """
     image = _as_array("x", x, (3, 4))
     windows = _Windows(_image_size("x", image.shape), output_size)
-    wanted = _checked_flag("return_indices", return_indices)
+    wanted = as_flag("return_indices", return_indices)
     cells = windows.gather(image)
     if not wanted:
         return max_pool2d(cells, windows.kernel)
@@ -258,7 +257,7 @@ def lp_pool2d_backward(dout: ArrayLike, x: ArrayLike, norm_type: float, kernel_s
     image, p, dtype = _lp_arguments(x, norm_type)
     if math.isinf(p):
         raise ValueError("norm_type must be finite, got inf: max_pool2d_backward has the gradient of a maximum")
-    geometry = pool2d_geometry(image.shape, kernel_size, stride, 0, 1, _checked_flag("ceil_mode", ceil_mode))
+    geometry = pool2d_geometry(image.shape, kernel_size, stride, 0, 1, as_flag("ceil_mode", ceil_mode))
     expected = geometry.output_shape if image.ndim == 4 else geometry.output_shape[1:]
     if gradient.shape != expected:
         raise ValueError(f"dout must have the shape of the output, {expected}, got {gradient.shape}")
