@@ -517,6 +517,39 @@ def test_filters_must_fit(tmp_path: Path) -> None:
         nn.plot_filters(np.zeros((3, 1, 5, 5)), np.zeros((3, 1, 3, 3)), tmp_path / "filters.png")
 
 
+def test_a_grid_of_filters(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    rng, path = np.random.default_rng(0), tmp_path / "grid.png"
+    for shape in ((1, 1, 1, 1), (6, 1, 5, 5), (96, 3, 11, 11), (10, 2, 3, 3)):
+        nn.plot_filter_grid(rng.standard_normal(shape), path, title="filters")
+        pixels = picture(path)[..., :3]
+        assert bool(np.ptp(pixels, axis=-1).any()) == (shape[1] == 3)  # three channels are colours
+    nn.plot_filter_grid(np.array([0.5, 0, -1]).reshape(3, 1, 1, 1), path)
+    for grey in (0.75, 0.5, 0):  # one scale for all, with zero in the middle
+        assert has_colour(picture(path), (round(grey * 255),) * 3)
+    with pytest.raises(ValueError, match=r"filters must have the shape \(K, C, KH, KW\), got \(3, 3\)"):
+        nn.plot_filter_grid(np.ones((3, 3)), path)
+
+
+def test_feature_maps(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    path, x = tmp_path / "maps.png", bars(1, 0)[0]
+    network = nn.SimpleConvNet(**SMALL, weight_init_std=None, seed=0)
+    made = network.activations(x)
+    assert list(made) == list(network.layers)
+    np.testing.assert_array_equal(made["Affine2"], network.predict(x))
+    assert made["Pool1"].shape == (1, 3, 4, 4)
+    nn.plot_feature_maps(network, x[0], path, title="an image")
+    pixels = picture(path)
+    assert has_colour(pixels, TRAIN)  # the bars of the probabilities
+    assert pixels.shape[0] > 500
+    colours = nn.Sequential([nn.Conv2d(3, 12, 3, seed=0), nn.Relu()], (3, 9, 9))
+    nn.plot_feature_maps(colours, np.random.default_rng(0).random((3, 9, 9)), path, maps=4)
+    assert np.ptp(picture(path)[..., :3], axis=-1).any()
+    with pytest.raises(ValueError, match=r"x must have the shape \(N, 3, 9, 9\), got \(1, 3, 9, 8\)"):
+        nn.plot_feature_maps(colours, np.ones((3, 9, 8)), path)
+
+
 # --- real digits ----------------------------------------------------------------------------------------------------
 
 MNIST = Path(os.environ.get("FASTCONV_MNIST") or Path(__file__).parents[2] / "shared" / "data" / "mnist")

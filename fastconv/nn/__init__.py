@@ -7,7 +7,7 @@
                         from Scratch*
 :mod:`.train`           SGD, Momentum, Adam, and Trainer: mini-batches, history, progress
 :mod:`.datasets`        load_mnist, load_idx, load_digits
-:mod:`.plot`            plot_learning_curves, plot_filters (needs matplotlib)
+:mod:`.plot`            plot_learning_curves, plot_filters, plot_filter_grid, plot_feature_maps (needs matplotlib)
 :mod:`.numpy_layers`    the same network by im2col in NumPy, to compare with
 ======================  ===========================================================================================
 """
@@ -30,7 +30,7 @@ from .layers import (
     softmax,
 )
 from .models import AlexNet, DeepConvNet, KerasConvNet, LeNet5, Network, Sequential, SimpleConvNet
-from .plot import plot_filters, plot_learning_curves
+from .plot import plot_feature_maps, plot_filter_grid, plot_filters, plot_learning_curves
 from .train import SGD, Adam, EpochRecord, History, Momentum, Trainer, terminal_progress
 
 __all__ = [
@@ -64,6 +64,8 @@ __all__ = [
     "load_digits",
     "load_idx",
     "load_mnist",
+    "plot_feature_maps",
+    "plot_filter_grid",
     "plot_filters",
     "plot_learning_curves",
     "softmax",

@@ -6,7 +6,7 @@ import math
 import os
 import zipfile
 import zlib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
@@ -112,15 +112,24 @@ class Network:
         print_fn(rule)
         print_fn(f"{sum(p.size for p in self.params.values()):,} parameters")
 
-    def _scores(self, x: npt.ArrayLike, training: bool) -> Array:
-        out = np.asarray(x)
-        if out.ndim != len(self.input_dim) + 1 or out.shape[1:] != self.input_dim:
-            raise ValueError(f"x must have the shape (N, {', '.join(map(str, self.input_dim))}), got {out.shape}")
+    def _checked_input(self, x: npt.ArrayLike) -> Array:
+        images = np.asarray(x)
+        if images.ndim != len(self.input_dim) + 1 or images.shape[1:] != self.input_dim:
+            raise ValueError(f"x must have the shape (N, {', '.join(map(str, self.input_dim))}), got {images.shape}")
+        return images
+
+    def _parts(self, training: bool) -> Iterator[tuple[str, Layer]]:
+        """The layers, with the parameters that `params` has now."""
         # `params` is the one truth: an array that was put there since the last call takes effect here.
         for name, (layer, parameter) in self.parameter_places.items():
             self.layers[layer].params[parameter] = self.params[name]
-        for part in self.layers.values():
+        for name, part in self.layers.items():
             part.training = training
+            yield name, part
+
+    def _scores(self, x: npt.ArrayLike, training: bool) -> Array:
+        out = self._checked_input(x)
+        for _, part in self._parts(training):
             out = part.forward(out)
         return out
 
@@ -134,6 +143,13 @@ class Network:
             return self._scores(x, training=False)
         return np.concatenate([self._scores(x[start:start + batch_size], training=False)
                                for start in range(0, len(x), batch_size)])
+
+    def activations(self, x: npt.ArrayLike) -> dict[str, Array]:
+        """Return what each layer makes of the images `x` (N, C, H, W), by the layers' names."""
+        out, made = self._checked_input(x), {}
+        for name, part in self._parts(training=False):
+            made[name] = out = part.forward(out)
+        return made
 
     def probabilities(self, x: npt.ArrayLike, batch_size: int | None = None) -> Array:
         """Return the softmax of what :meth:`predict` returns: what Keras's `predict` gives."""

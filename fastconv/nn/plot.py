@@ -9,10 +9,11 @@ import numpy as np
 import numpy.typing as npt
 
 from ._extras import require
-from .layers import Array
+from .layers import Array, softmax
+from .models import Network
 from .train import History
 
-__all__ = ["plot_filters", "plot_learning_curves"]
+__all__ = ["plot_feature_maps", "plot_filter_grid", "plot_filters", "plot_learning_curves"]
 
 PathLike = str | os.PathLike[str]
 
@@ -105,6 +106,92 @@ def plot_filters(before: npt.ArrayLike, after: npt.ArrayLike, path: PathLike) ->
             else:
                 axes.set_axis_off()
     figure.savefig(path, format="png", dpi=150)
+
+
+def plot_filter_grid(filters: npt.ArrayLike, path: PathLike, *, title: str = "") -> None:
+    """Write the filters of a layer as a grid of small pictures, a PNG file.
+
+    All are on one scale, on which the middle grey is zero: what is brighter adds, what is darker takes away.
+
+    Parameters
+    ----------
+    filters : array_like
+        (K, C, KH, KW). Three channels are shown as red, green and blue, of any other number the first one.
+    path : path
+        The file.
+    title : str
+        A line above the grid.
+    """
+    filters = np.asarray(filters)
+    if filters.ndim != 4 or filters.size == 0:
+        raise ValueError(f"filters must have the shape (K, C, KH, KW), got {filters.shape}")
+    largest = float(np.abs(filters).max()) or 1.0
+    columns = min(len(filters), max(1, round(np.sqrt(len(filters) * 1.6))))
+    rows = -(-len(filters) // columns)
+    figure = _figure(max(0.8 * columns + 0.3, 3.5), 0.8 * rows + (0.7 if title else 0.3))
+    if title:
+        figure.suptitle(title)
+    for index, axes in enumerate(figure.subplots(rows, columns, squeeze=False).flat):
+        if index < len(filters):
+            picture = filters[index].transpose(1, 2, 0) if filters.shape[1] == 3 else filters[index, 0]
+            axes.imshow(0.5 + 0.5 * picture / largest, cmap="gray", vmin=0, vmax=1, interpolation="nearest")
+            axes.set(xticks=[], yticks=[])
+            axes.spines[:].set(color="0.6", linewidth=0.6)
+        else:
+            axes.set_axis_off()
+    figure.savefig(path, format="png", dpi=150)
+
+
+def plot_feature_maps(network: Network, image: npt.ArrayLike, path: PathLike, *, maps: int = 8, title: str = "") -> None:
+    """Write what each layer of a network makes of one image, a row of feature maps for each layer, as a PNG file.
+
+    Each map is scaled for itself. Layers behind the last one that makes images are left out, but for the scores, which
+    are shown as probabilities in the last row.
+
+    Parameters
+    ----------
+    network : Network
+    image : array_like
+        (C, H, W) of the network's input.
+    path : path
+        The file.
+    maps : int
+        How many maps of a layer are shown, the first ones.
+    title : str
+        A line above the pictures.
+    """
+    x = np.asarray(image)
+    made = network.activations(x[None])
+    shown = [("input", x[None]), *((name, out) for name, out in made.items() if out.ndim == 4)]
+    columns = max(1, min(maps, max(out.shape[1] for _, out in shown)))
+    scores = next(reversed(made.values()))
+    bars = scores.ndim == 2
+    figure = _figure(1.0 * columns + 1.6, 1.0 * len(shown) + (1.6 if bars else 0.2) + (0.5 if title else 0))
+    if title:
+        figure.suptitle(title)
+    grid = figure.add_gridspec(len(shown) + bars, columns, height_ratios=[1] * len(shown) + [1.3] * bars)
+    for row, (name, out) in enumerate(shown):
+        for column in range(columns):
+            axes = figure.add_subplot(grid[row, column])
+            axes.set(xticks=[], yticks=[])
+            if column == 0:
+                axes.set_ylabel(f"{name}\n{'x'.join(map(str, out.shape[1:]))}", rotation=0, ha="right", va="center",
+                                fontsize="small")
+            if name == "input" and x.shape[0] == 3 and column == 0:
+                axes.imshow(_as_picture(x), interpolation="nearest")
+            elif column < out.shape[1] and not (name == "input" and x.shape[0] == 3):
+                axes.imshow(_as_picture(out[0, column:column + 1]), cmap="gray", vmin=0, vmax=1, interpolation="nearest")
+            else:
+                axes.axis("off")
+    if bars:
+        axes = figure.add_subplot(grid[len(shown), :])
+        probabilities = softmax(scores)[0]
+        axes.bar(np.arange(len(probabilities)), probabilities, color=_TRAIN)
+        axes.set(xlabel="class", ylabel="probability", ylim=(0, 1))
+        if len(probabilities) <= 20:
+            axes.set_xticks(np.arange(len(probabilities)))
+        axes.spines[["top", "right"]].set_visible(False)
+    figure.savefig(path, format="png", dpi=120)
 
 
 def _as_picture(weights: Array) -> Array:
