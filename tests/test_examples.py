@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -19,6 +21,23 @@ EXPECTED = {
     "books_network": (("losses differ by at most", "times as fast"), ("books_network.png",)),
     "vgg_memory": (("column matrices 1247 MB (9.0 times as much)", "measured"), ("vgg_memory.png",)),
 }
+
+
+def test_the_readmes_lines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """What the README says under "Use" is run from top to bottom, but for the book's own files."""
+    pytest.importorskip("sklearn")
+    monkeypatch.chdir(tmp_path)
+    text = (EXAMPLES.parent / "README.md").read_text(encoding="utf-8")
+    use = text[text.index("## Use"):text.index("## Algorithms")]
+    blocks = [block for block in re.findall(r"```python\n(.*?)```", use, re.DOTALL) if "from common." not in block]
+    assert len(blocks) == 4
+    names: dict[str, Any] = {}
+    for block in blocks:
+        exec(compile(block, "README.md", "exec"), names)  # the README is ours
+    assert names["small"].shape == (8, 128, 7, 5)
+    assert names["out"].shape == (8, 28, 28, 128)
+    assert "digits.npz" in {path.name for path in tmp_path.iterdir()}
+    assert "2,570" in capsys.readouterr().out  # the last layer's parameters
 
 
 def test_every_example_is_here() -> None:
