@@ -215,8 +215,6 @@ class CythonBackend(NumpyBackend):
             im2col_gemm.backward_weight(self, dout, x, geometry, out, im2col_gemm.modest(budget))
 
     def implicit_gemm_unsupported(self, operation: str, geometry: Conv2dGeometry, dtype: np.dtype) -> str | None:
-        if operation == "backward_data" and geometry.stride != (1, 1):
-            return f"backward_data is for stride 1, not for {geometry.stride}"
         return self.direct_unsupported(operation, geometry, dtype)
 
     def implicit_gemm_bytes(self, operation: str, geometry: Conv2dGeometry, dtype: np.dtype, threads: int) -> int:
@@ -229,9 +227,8 @@ class CythonBackend(NumpyBackend):
 
     def implicit_gemm_backward_data(self, dout: Array, weight: Array, geometry: Conv2dGeometry, out: Array,
                                     budget: Budget) -> None:
-        if not self._kernels().implicit_gemm_backward_data(dout, weight, geometry, out, memory.scratch(budget.nbytes),
-                                                           budget.threads):
-            im2col_gemm.backward_data(self, dout, weight, geometry, out, im2col_gemm.modest(budget))
+        self._kernels().implicit_gemm_backward_data(dout, weight, geometry, out, memory.scratch(budget.nbytes),
+                                                    budget.threads)
 
     def implicit_gemm_backward_weight(self, dout: Array, x: Array, geometry: Conv2dGeometry, out: Array,
                                       budget: Budget) -> None:

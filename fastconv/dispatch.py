@@ -257,6 +257,10 @@ _STORE = 70.0  # direct: the same by way of scratch, as tiles that cross the end
 _TO_TILES, _FROM_TILES, _FILTERS = 20.0, 30.0, 60.0  # Winograd: to transform a tile of a channel, back, and a filter
 _SPARSE = 0.25  # direct backward weight: what its copies cost where few taps share them
 _ACROSS = 1.2  # direct backward weight: to add up the lanes of its sums
+_SINGLE = 3.0  # direct backward data: one output channel, whose FMAs wait for each other and for loads
+_SPREAD = 0.4  # direct backward data: pixels of one parity class are few, and are spread when they are stored
+_GATHER = 25.0  # implicit GEMM's backward data: to store a vector of columns and to gather it
+_COLUMNS = 65536  # pixels times taps beyond which that cuts an image into bands, which overlap
 _WINDOW, _PIXEL = 3.0, 0.5  # implicit GEMM's backward weight: to pack a vector of a window, and to turn a cell of a pixel
 _COLUMN = 100.0  # im2col: to write a term's pixels to memory and read them again
 
@@ -276,14 +280,22 @@ def estimate(algorithm: str, operation: str, geometry: Conv2dGeometry) -> float:
         vectors = -(-((height - 1) * length + width) // _LANES)
         waste = vectors * _LANES / (height * width)
         if rows <= 2:  # row by row: nothing between rows, nothing by way of scratch
-            return 1.0
+            return _SINGLE if operation == "backward_data" else 1.0
         if operation == "backward_weight":
             return _ACROSS * waste + _SPARSE * (geometry.stride != (1, 1) or geometry.taps == 1)
+        apart = 0.0
+        if operation == "backward_data":
+            apart = _SPREAD * (geometry.stride != (1, 1)) + _SPARSE * (geometry.taps == 1)
         row = -(-width // _LANES) * _LANES
         if 3 * _LANES <= row <= length:  # tiles that begin with each row
-            return row / width + _OUT / (_PANEL_FMAS * terms)
-        return waste + (_OUT + _STORE) / (_PANEL_FMAS * terms)
+            return row / width + apart + _OUT / (_PANEL_FMAS * terms)
+        return waste + apart + (_OUT + _STORE) / (_PANEL_FMAS * terms)
     if algorithm == "implicit_gemm":
+        if operation == "backward_data":
+            again = (geometry.extent[0] - 1) // geometry.stride[0]  # rows of the columns that two bands share
+            band = max(_COLUMNS // geometry.taps // geometry.out_size[1] - again, 1)
+            overlap = 1 + again / band if band < geometry.out_size[0] else 1.0
+            return overlap * geometry.positions / (height * width) * (1 + _GATHER / (terms // geometry.taps))
         if operation == "backward_weight":
             channels, taps = terms // geometry.taps, geometry.taps
             side_by_side = geometry.kernel[1] if geometry.dilation[1] == 1 else 1  # taps of one run

@@ -2,6 +2,7 @@
  * put the channels of a pixel side by side, and sums of whole planes. */
 
 #define VEC FC_NAME(vec)
+#define IVEC FC_NAME(ivec)
 #define UVEC FC_NAME(uvec)
 #define LANES ((ptrdiff_t)FC_LANES)
 
@@ -135,6 +136,62 @@ static void FC_NAME(pack_windows)(FC_T *to, ptrdiff_t width, const FC_T *flat, c
         }
 }
 
+/* The lanes of v, which are cells `cell` and following, with zeros for cells outside [first, stop). */
+FC_INLINE VEC FC_NAME(within)(VEC v, FC_INT cell, FC_INT first, FC_INT stop)
+{
+    IVEC at;
+    for (int i = 0; i < FC_LANES; i++)
+        at[i] = i;
+    at += cell - (IVEC){0};
+    return (VEC)((IVEC)v & (at >= first - (IVEC){0}) & (at < stop - (IVEC){0}));
+}
+
+/* One row of an image from its column matrix: to[x] for x in [0, count). Place u of class b (x = u*step + b) is the sum, over
+ * the taps of that class, tap[start[b]] to tap[start[b + 1] - 1], and over all `rows`, of col[row[i] + tap.row + u + tap.shift],
+ * with zeros for cells u + tap.shift outside [0, length). `room` elements from `to` on may be written; `spare` has room for
+ * the classes, each in whole vectors. */
+static void FC_NAME(gather_row)(FC_T *to, ptrdiff_t count, ptrdiff_t room, ptrdiff_t step, const FC_T *col,
+                                const ptrdiff_t *row, ptrdiff_t rows, const fc_tap *tap, const ptrdiff_t *start,
+                                ptrdiff_t length, FC_T *spare)
+{
+    const ptrdiff_t pitch = ((count + step - 1) / step + LANES - 1) / LANES * LANES;
+    for (ptrdiff_t b = 0; b < step; b++)
+        for (ptrdiff_t u = 0; u < (count - b + step - 1) / step; u += LANES) {
+            VEC sum = {0};
+            for (ptrdiff_t t = start[b]; t < start[b + 1]; t++) {
+                const ptrdiff_t cell = u + tap[t].shift;
+                if (cell >= length || cell + LANES <= 0)
+                    continue;
+                VEC column = {0}; /* the same cells of every row are outside, so they are cleared once */
+                for (ptrdiff_t i = 0; i < rows; i++)
+                    column += *(const UVEC *)(col + row[i] + tap[t].row + cell);
+                sum += FC_NAME(within)(column, (FC_INT)cell, 0, (FC_INT)length);
+            }
+            if (step == 1 && u + LANES <= room)
+                *(UVEC *)(to + u) = sum;
+            else
+                *(UVEC *)(spare + b * pitch + u) = sum;
+        }
+    if (step == 1) {
+        for (ptrdiff_t x = room / LANES * LANES; x < count; x++) {
+            FC_FEW;
+            to[x] = spare[x];
+        }
+        return;
+    }
+    ptrdiff_t u = 0;
+    if (step == 2)
+        for (; u < pitch && 2 * (u + LANES) <= room; u += LANES) {
+            VEC low, high;
+            FC_NAME(zip)(*(const UVEC *)(spare + u), *(const UVEC *)(spare + pitch + u), &low, &high);
+            *(UVEC *)(to + 2 * u) = low;
+            *(UVEC *)(to + 2 * u + LANES) = high;
+        }
+    for (ptrdiff_t x = u * step; x < count; x++)
+        to[x] = spare[x % step * pitch + x / step];
+}
+
 #undef VEC
+#undef IVEC
 #undef UVEC
 #undef LANES

@@ -12,8 +12,6 @@
 # end of an image; but a copy of KH*KW elements for each of the image's, worth it where the filters are many (each packed
 # row costs about 4 cycles a run, and is used for 2*K cycles of FMA) or the rows short.
 #
-# Backward data at stride 1 is the same on dout with turned weights (see direct.pxi).
-#
 # Cache: a chunk of about CHUNK_TERMS terms makes a panel of 147 kB in float32, of which PANELS lie in L2; A's rows of a
 # chunk (6 x 576 values, 14 kB) stay in L1 for all of them. Where one chunk has all terms (few channels), a block is several
 # times as long: a flat copy has a halo of KH - 1 rows, which short blocks would copy over and over. Threads take (group,
@@ -70,16 +68,11 @@ cdef inline Py_ssize_t flat_elements(const Gemm* job) noexcept nogil:
     return job.chunk * job.flat.slots_h * job.flat.slots_w * job.flat.plane
 
 
-cdef void plan_gemm(Gemm* job, const Window* v, bint backward, Py_ssize_t itemsize, Py_ssize_t threads,
-                    char* tables) noexcept nogil:
+cdef void plan_gemm(Gemm* job, const Window* v, Py_ssize_t itemsize, Py_ssize_t threads, char* tables) noexcept nogil:
     cdef Flat* f = &job.flat
-    cdef Py_ssize_t chunks, panels, items, tiles, i, j, c
-    cdef ptrdiff_t* at
+    cdef Py_ssize_t chunks, panels, items, tiles, i
     cdef Correlation direct
-    if backward:
-        plan_backward(&direct, v, itemsize, 1, NULL)
-    else:
-        plan_forward(&direct, v, itemsize, 1, NULL)
+    plan_forward(&direct, v, itemsize, 1, NULL)
     job.flat = direct.flat
     job.batch, job.groups, job.sources, job.rows = direct.batch, direct.groups, direct.sources, direct.rows
     job.taps = v.kh * v.kw
@@ -110,14 +103,7 @@ cdef void plan_gemm(Gemm* job, const Window* v, bint backward, Py_ssize_t itemsi
     job.thread_bytes = job.flat_bytes + job.panel_bytes + job.sum_bytes + job.run_bytes
     if tables == NULL:
         return
-    job.offset = at = fill_tap_tables(f, v, job.chunk, tables)
-    if backward:
-        f.phase_h[0] = f.phase_w[0] = 0
-        for c in range(job.chunk):
-            for i in range(v.kh):
-                for j in range(v.kw):
-                    at[0] = c * f.plane + (v.kh - 1 - i) * v.dh * f.length + (v.kw - 1 - j) * v.dw
-                    at += 1
+    job.offset = fill_tap_tables(f, v, job.chunk, tables)
     job.panel_offset = job.offset + job.chunk * job.taps
     for i in range(job.chunk * job.taps):
         job.panel_offset[i] = i * job.width
@@ -584,6 +570,206 @@ cdef int gemm_weight_of(cnp.ndarray dout, cnp.ndarray x, object geometry, cnp.nd
     return 0
 
 
+# --- backward data ------------------------------------------------------------------------------------------------------
+#
+#     (C/g*KH*KW, K/g) @ (K/g, P) -> (C/g*KH*KW, P), then col2im
+#
+# The gradient with respect to the column matrix, for a few channels and the pixels of a band of rows or of a few small
+# images at a time, so that it lies in cache; then each row of dx gathers the taps that met it, in registers. Against the
+# direct convolution of dout: not one multiplication by zero, whatever the padding (a 5x5 filter on 12x12 pixels multiplies
+# 8x8 of them), and any stride in the same way; but KH*KW loads and additions for each element.
+#
+# dx is the sum over the cells of dout that exist: there is no padding that an infinite weight could meet.
+#
+# Threads take (group, band or images, block of input channels). A band computes the rows of the column matrix that it shares
+# with the next one itself, so no two threads write one element.
+
+cdef extern from "simd.h" nogil:
+    ctypedef struct fc_tap:
+        ptrdiff_t row
+        ptrdiff_t shift
+    void fc_gather_row_f32(float*, ptrdiff_t, ptrdiff_t, ptrdiff_t, const float*, const ptrdiff_t*, ptrdiff_t,
+                           const fc_tap*, const ptrdiff_t*, ptrdiff_t, float*)
+    void fc_gather_row_f64(double*, ptrdiff_t, ptrdiff_t, ptrdiff_t, const double*, const ptrdiff_t*, ptrdiff_t,
+                           const fc_tap*, const ptrdiff_t*, ptrdiff_t, double*)
+
+cdef enum:
+    DATA_BYTES = 786432      # of dout's panel
+    COLUMN_BYTES = 262144    # of the column matrix of one channel
+    COLUMNS_BYTES = 98304    # as many channels together as have so many bytes,
+    DATA_PIXELS = 256        # and as many small images as have so many pixels
+
+cdef struct DataJob:
+    Window v
+    Py_ssize_t kg, cg, taps, pixels
+    Py_ssize_t images                # of one item,
+    Py_ssize_t band                  # or rows of dx of one item, where an image has several bands
+    Py_ssize_t bands, blocks         # of one image, and of all
+    Py_ssize_t parts                 # blocks of input channels
+    Py_ssize_t width                 # of the panel and of the column matrix
+    Py_ssize_t chunk                 # channels whose columns are made at a time
+    Py_ssize_t lda                   # of the turned weights
+    Py_ssize_t shared_bytes, turned_bytes
+    Py_ssize_t panel_bytes, column_bytes, spare_bytes, thread_bytes
+
+
+cdef void plan_data(DataJob* job, const Window* v, Py_ssize_t itemsize, Py_ssize_t threads) noexcept nogil:
+    cdef Py_ssize_t lanes = FC_VECTOR_BYTES // itemsize
+    cdef Py_ssize_t most_pixels, items, reach = (v.kh - 1) * v.dh
+    job.v = v[0]
+    job.kg, job.cg, job.taps = v.k // v.groups, v.c // v.groups, v.kh * v.kw
+    job.pixels = v.oh * v.ow
+    most_pixels = most(least(DATA_BYTES // (job.kg * itemsize), COLUMN_BYTES // (job.taps * itemsize)), v.ow)
+    job.images, job.band = 1, v.h
+    if job.pixels <= most_pixels:
+        job.images = most(least(v.n, least(most_pixels, DATA_PIXELS) // job.pixels), 1)
+        job.images = most(ceil_div(v.n, most(ceil_div(v.n, job.images), 1)), 1)
+    else:
+        job.band = least(most(most_pixels // v.ow - reach // v.sh, 1) * v.sh, v.h)
+    job.bands = ceil_div(v.h, job.band)
+    job.band = ceil_div(v.h, job.bands)
+    job.blocks = ceil_div(v.n, job.images) * job.bands
+    # rows of dout that meet a band
+    job.width = job.images * least(v.oh, (job.band - 1 + reach) // v.sh + 1) * v.ow
+    job.width = whole(job.width, lanes)
+    job.chunk = least(job.cg, most(COLUMNS_BYTES // (job.taps * job.width * itemsize), 1))
+    items = v.groups * job.blocks
+    job.parts = 1 if threads == 1 or items >= 2 * threads else least(job.cg, ceil_div(2 * threads, most(items, 1)))
+    job.lda = whole(job.kg, lanes)
+    job.turned_bytes = aligned(v.groups * job.cg * job.taps * job.lda * itemsize)
+    job.shared_bytes = job.turned_bytes + aligned(2 * job.kg * sizeof(ptrdiff_t))
+    job.panel_bytes = aligned((job.kg * job.width + lanes) * itemsize)
+    job.column_bytes = aligned((job.chunk * job.taps * job.width + 2 * lanes) * itemsize)
+    job.spare_bytes = aligned((v.w + v.sw * (lanes + 1)) * itemsize)
+    job.thread_bytes = (job.panel_bytes + job.column_bytes + job.spare_bytes
+                        + aligned(v.kw * sizeof(fc_tap) + (v.sw + 1 + v.kh) * sizeof(ptrdiff_t)))
+
+
+cdef void turn_filters(const DataJob* job, const real* weights, Py_ssize_t item, Py_ssize_t items, const ptrdiff_t* row,
+                       const real* end, real* turned) noexcept nogil:
+    """One of `items` parts of (K/g, C/g*KH*KW) -> (C/g*KH*KW, K/g), group by group."""
+    cdef Py_ssize_t terms = job.cg * job.taps, group = item // items
+    cdef Py_ssize_t first = item % items * terms // items, stop = (item % items + 1) * terms // items
+    channels_last(turned + (group * terms + first) * job.lda, job.lda, weights + group * job.kg * terms + first, row, job.kg,
+                  stop - first, 1, stop - first, end)
+
+
+cdef void data_item(const DataJob* job, Py_ssize_t item, const real* dout, const real* turned, const ptrdiff_t* offset,
+                    real* dx, char* scratch) noexcept nogil:
+    cdef const Window* v = &job.v
+    cdef Py_ssize_t lanes = FC_VECTOR_BYTES // sizeof(real)
+    cdef Py_ssize_t part = item % job.parts, block = item // job.parts % job.blocks
+    cdef Py_ssize_t group = item // (job.parts * job.blocks)
+    cdef Py_ssize_t c0 = job.cg * part // job.parts, c_stop = job.cg * (part + 1) // job.parts, c1, c
+    cdef Py_ssize_t image0 = block // job.bands * job.images, images = least(job.images, v.n - image0), image
+    cdef Py_ssize_t r0 = block % job.bands * job.band, r1 = least(v.h, r0 + job.band)
+    cdef Py_ssize_t q0 = most(ceil_div(r0 + v.top - (v.kh - 1) * v.dh, v.sh), 0)
+    cdef Py_ssize_t q1 = most(least((r1 - 1 + v.top) // v.sh + 1, v.oh), q0)
+    cdef Py_ssize_t each = (q1 - q0) * v.ow, vectors_all = ceil_div(images * each, lanes)
+    cdef real* panel = <real*> scratch
+    cdef real* col = <real*> (scratch + job.panel_bytes) + lanes  # whole vectors are read on both sides
+    cdef real* spare = <real*> (scratch + job.panel_bytes + job.column_bytes)
+    cdef fc_tap* tap = <fc_tap*> (scratch + job.panel_bytes + job.column_bytes + job.spare_bytes)
+    cdef ptrdiff_t* start = <ptrdiff_t*> (tap + v.kw)
+    cdef ptrdiff_t* row = start + v.sw + 1
+    cdef Py_ssize_t tiles, all_tiles = ceil_div(vectors_all, FC_TILE_VECTORS)
+    cdef Py_ssize_t g, m, first, rows, vectors, y, b, i, j, t, n
+    cdef const real* a
+    cdef real* to
+    # the taps of a row by the columns that they met: those of one parity class after the other
+    n = 0
+    for b in range(v.sw):
+        start[b] = n
+        for j in range(v.kw):
+            if (b + v.left - j * v.dw) % v.sw == 0:
+                tap[n] = fc_tap(j * job.width, (b + v.left - j * v.dw) // v.sw)
+                n += 1
+    start[v.sw] = n
+    for image in range(images):
+        if real is float:
+            fc_copy_runs_f32(panel + image * each, job.width, dout + ((image0 + image) * v.groups + group) * job.kg * job.pixels
+                             + q0 * v.ow, job.pixels, job.kg, each)
+        else:
+            fc_copy_runs_f64(panel + image * each, job.width, dout + ((image0 + image) * v.groups + group) * job.kg * job.pixels
+                             + q0 * v.ow, job.pixels, job.kg, each)
+    while c0 < c_stop:
+        c1 = least(c0 + job.chunk, c_stop)
+        tiles = ceil_div((c1 - c0) * job.taps, FC_TILE_ROWS)
+        a = turned + (group * job.cg + c0) * job.taps * job.lda
+        for g in range(all_tiles):
+            i = vectors_all * g // all_tiles
+            vectors = vectors_all * (g + 1) // all_tiles - i
+            for m in range(tiles):
+                first = (c1 - c0) * job.taps * m // tiles
+                rows = (c1 - c0) * job.taps * (m + 1) // tiles - first
+                correlate_tile(a + first * job.lda, job.lda, panel + i * lanes, offset, job.kg, rows, vectors,
+                               col + first * job.width + i * lanes, job.width, <const real*> NULL, 0)
+        for image in range(images):
+            for y in range(r0, r1):
+                n = 0  # rows of dout that met this one
+                for i in range(v.kh):
+                    t = y + v.top - i * v.dh
+                    if t >= 0 and t % v.sh == 0 and q0 <= t // v.sh < q1:
+                        row[n] = i * v.kw * job.width + image * each + (t // v.sh - q0) * v.ow
+                        n += 1
+                to = dx + ((((image0 + image) * v.groups + group) * job.cg + c0) * v.h + y) * v.w
+                for c in range(c1 - c0):
+                    if real is float:
+                        fc_gather_row_f32(to + c * v.h * v.w, v.w, (r1 - y) * v.w, v.sw, col + c * job.taps * job.width, row, n,
+                                          tap, start, v.ow, spare)
+                    else:
+                        fc_gather_row_f64(to + c * v.h * v.w, v.w, (r1 - y) * v.w, v.sw, col + c * job.taps * job.width, row, n,
+                                          tap, start, v.ow, spare)
+        c0 = c1
+
+
+def implicit_gemm_backward_data(cnp.ndarray dout, cnp.ndarray weight, geometry, cnp.ndarray out, cnp.ndarray scratch,
+                                int threads):
+    """The gradient with respect to the input, into `out`."""
+    if dout.descr.itemsize == 4:
+        gemm_data_of[float](dout, weight, geometry, out, scratch, threads)
+    else:
+        gemm_data_of[double](dout, weight, geometry, out, scratch, threads)
+
+
+cdef int gemm_data_of(cnp.ndarray dout, cnp.ndarray weight, object geometry, cnp.ndarray out, cnp.ndarray scratch,
+                      int threads, real* dtype=NULL) except -1:
+    cdef Window v = read_conv(geometry)
+    cdef DataJob job
+    cdef char* work = <char*> cnp.PyArray_DATA(scratch)
+    cdef const real* source = <const real*> cnp.PyArray_DATA(dout)
+    cdef const real* w = <const real*> cnp.PyArray_DATA(weight)
+    cdef const real* end = w + cnp.PyArray_SIZE(weight)
+    cdef real* to = <real*> cnp.PyArray_DATA(out)
+    cdef real* turned = <real*> work
+    cdef ptrdiff_t* offset
+    cdef ptrdiff_t* row
+    cdef Py_ssize_t item, items, i
+    with nogil:
+        plan_data(&job, &v, sizeof(real), threads)
+        offset = <ptrdiff_t*> (work + job.turned_bytes)
+        row = offset + job.kg
+        for i in range(job.kg):
+            offset[i] = i * job.width
+            row[i] = i * job.cg * job.taps
+        items = ceil_div(job.cg * job.taps, 96)
+        if threads == 1:
+            for item in range(v.groups * items):
+                turn_filters(&job, w, item, items, row, end, turned)
+        else:
+            for item in prange(v.groups * items, num_threads=threads, schedule="static"):
+                turn_filters(&job, w, item, items, row, end, turned)
+        work += job.shared_bytes
+        items = v.groups * job.blocks * job.parts
+        if items == 1 or threads == 1:
+            for item in range(items):
+                data_item(&job, item, source, turned, offset, to, work)
+        else:
+            for item in prange(items, num_threads=threads, schedule="dynamic"):
+                data_item(&job, item, source, turned, offset, to, work + threadid() * job.thread_bytes)
+    return 0
+
+
 # --- entry points of the others -----------------------------------------------------------------------------------------
 
 def implicit_gemm_workspace(operation, geometry, Py_ssize_t itemsize, Py_ssize_t threads):
@@ -591,13 +777,15 @@ def implicit_gemm_workspace(operation, geometry, Py_ssize_t itemsize, Py_ssize_t
     cdef Window v = read_conv(geometry)
     cdef Gemm job
     cdef WeightJob weight
+    cdef DataJob data
     if operation == "backward_weight":
         plan_weight(&weight, &v, itemsize, threads)
         return 0, weight.thread_bytes
-    plan_gemm(&job, &v, operation == "backward_data", itemsize, threads, NULL)
-    if operation == "forward":
-        return gemm_tables(&job, &v), job.thread_bytes
-    return gemm_tables(&job, &v) + aligned(v.k * job.rows * job.taps * itemsize) + backward_tables(&v), job.thread_bytes
+    if operation == "backward_data":
+        plan_data(&data, &v, itemsize, threads)
+        return data.shared_bytes, data.thread_bytes
+    plan_gemm(&job, &v, itemsize, threads, NULL)
+    return gemm_tables(&job, &v), job.thread_bytes
 
 
 def implicit_gemm_forward(cnp.ndarray x, cnp.ndarray weight, bias, bint relu, geometry, cnp.ndarray out,
@@ -618,38 +806,7 @@ cdef int gemm_forward_of(cnp.ndarray x, cnp.ndarray weight, object bias, bint re
     if bias is not None:
         b = <const real*> cnp.PyArray_DATA(<cnp.ndarray> bias)
     with nogil:
-        plan_gemm(&job, &v, False, sizeof(real), threads, work)
+        plan_gemm(&job, &v, sizeof(real), threads, work)
         run_gemm(&job, <const real*> cnp.PyArray_DATA(x), <const real*> cnp.PyArray_DATA(weight), b, relu,
                  <real*> cnp.PyArray_DATA(out), work + gemm_tables(&job, &v), threads)
     return 0
-
-
-def implicit_gemm_backward_data(cnp.ndarray dout, cnp.ndarray weight, geometry, cnp.ndarray out, cnp.ndarray scratch,
-                                int threads):
-    """The gradient with respect to the input at stride 1, into `out`. Returns False as direct_backward_data does."""
-    if dout.descr.itemsize == 4:
-        return gemm_backward_of[float](dout, weight, geometry, out, scratch, threads) != 0
-    return gemm_backward_of[double](dout, weight, geometry, out, scratch, threads) != 0
-
-
-cdef int gemm_backward_of(cnp.ndarray dout, cnp.ndarray weight, object geometry, cnp.ndarray out, cnp.ndarray scratch,
-                          int threads, real* dtype=NULL) except -1:
-    cdef Window v = read_conv(geometry)
-    cdef Gemm job
-    cdef Correlation classes
-    cdef char* work = <char*> cnp.PyArray_DATA(scratch)
-    cdef const real* w = <const real*> cnp.PyArray_DATA(weight)
-    cdef real* turned
-    cdef bint finite
-    with nogil:
-        finite = all_finite(w, v.k * (v.c // v.groups) * v.kh * v.kw)
-        if finite:
-            plan_gemm(&job, &v, True, sizeof(real), threads, work)
-            work += gemm_tables(&job, &v)
-            turned = <real*> work
-            work += aligned(v.k * job.rows * job.taps * sizeof(real))
-            plan_backward(&classes, &v, sizeof(real), threads, work)
-            turn_all_weights(&classes, &v, w, turned, threads)
-            run_gemm(&job, <const real*> cnp.PyArray_DATA(dout), <const real*> turned, <const real*> NULL, False,
-                     <real*> cnp.PyArray_DATA(out), work + backward_tables(&v), threads)
-    return finite

@@ -59,6 +59,11 @@ typedef struct {
     ptrdiff_t from, to, count;
 } fc_run;
 
+/* A row of a column matrix, and how far it is shifted against the row of the image that it is added to. */
+typedef struct {
+    ptrdiff_t row, shift;
+} fc_tap;
+
 #define FC_T float
 #define FC_INT int32_t
 #define FC_LANES (FC_VECTOR_BYTES / 4)
