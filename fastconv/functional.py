@@ -316,10 +316,14 @@ def pack_weight(weight: ArrayLike, input_shape: Any, stride: Any = 1, padding: A
 class _SmallCall(NamedTuple):
     """A convolution so small that checking its arguments would take longer than computing it, made ready once."""
 
-    forward: Any
+    run: Any
     settings: Settings
     native: Any
     kernels: Any
+
+    def still_right(self) -> bool:
+        """Whether a call made now would be planned as this one was."""
+        return self.settings is raw_settings() and self.native.kernels is self.kernels
 
 
 #: By everything that the checks, the geometry and the choice look at. Emptied where it has grown too long.
@@ -327,20 +331,23 @@ _small_calls: dict[Any, _SmallCall] = {}
 _SMALL_CALLS = 1024
 
 
-def _keep_small_call(key: Any, plan: dispatch.Plan, geometry: Conv2dGeometry, x: Array, weight: Array,
-                     bias: Array | None, relu: bool) -> None:
-    """Remember a call that passed all checks, where it is the direct algorithm on one thread and one dtype."""
+def _keep_small_call(key: Any, make: str, plans: Iterable[dispatch.Plan], geometry: Conv2dGeometry,
+                     arrays: Iterable[Array | None], *arguments: Any) -> None:
+    """Remember a call that passed all checks, where it is the direct algorithm on one thread and one dtype.
+
+    `make` names the class of the kernels that makes it ready, from the geometry, the dtype and `arguments`.
+    """
     settings = raw_settings()
-    if (plan.algorithm, plan.backend) != ("direct", "cython") or geometry.flops >= dispatch.SERIAL_FLOPS \
-            or not geometry.batch or settings.workspace_limit is not None \
-            or any(array is not None and array.dtype != x.dtype for array in (weight, bias)):
+    dtypes = {array.dtype for array in arrays if array is not None}
+    if geometry.flops >= dispatch.SERIAL_FLOPS or not geometry.batch or settings.workspace_limit is not None \
+            or len(dtypes) != 1 or any((plan.algorithm, plan.backend) != ("direct", "cython") for plan in plans):
         return
     from . import native
 
     if len(_small_calls) >= _SMALL_CALLS:
         _small_calls.clear()
-    _small_calls[key] = _SmallCall(native.kernels.SmallForward(geometry, x.dtype, x.ndim == 4, relu), settings, native,
-                                   native.kernels)
+    ready = getattr(native.kernels, make)(geometry, dtypes.pop(), *arguments)
+    _small_calls[key] = _SmallCall(ready, settings, native, native.kernels)
 
 
 def _checked_activation(activation: Any, dtype: np.dtype) -> bool:
@@ -431,8 +438,8 @@ def conv2d(x: ArrayLike, weight: ArrayLike | PackedWeight, bias: ArrayLike | Non
         key = (x.shape, x.dtype, weight.shape, weight.dtype, bias is not None and (bias.shape, bias.dtype), stride,
                padding, dilation, groups, activation, algorithm)
         call = _small_calls.get(key)
-        if call is not None and call.settings is raw_settings() and call.native.kernels is call.kernels:
-            small = call.forward(x, weight, bias)
+        if call is not None and call.still_right():
+            small = call.run(x, weight, bias)
             if small is not None:
                 return small
     image = _as_array("x", x, (3, 4))
@@ -449,7 +456,7 @@ def conv2d(x: ArrayLike, weight: ArrayLike | PackedWeight, bias: ArrayLike | Non
     relu = _checked_activation(activation, dtype)
     plan = dispatch.plan("forward", geometry, compute, algorithm)
     if key is not None and dtype == compute:
-        _keep_small_call(key, plan, geometry, image, filters, offset, relu)
+        _keep_small_call(key, "SmallForward", (plan,), geometry, (image, filters, offset), image.ndim == 4, relu)
     shape = geometry.output_shape if image.ndim == 4 else geometry.output_shape[1:]
     result = _Result(shape, dtype, compute, out, x=image, weight=filters, bias=offset)
     if result.array.size:
@@ -498,6 +505,18 @@ def conv2d_backward(dout: ArrayLike, x: ArrayLike, weight: ArrayLike, stride: An
     ValueError, TypeError, NotImplementedError, MemoryError
         As :func:`conv2d`.
     """
+    key = None
+    if (type(dout) is type(x) is type(weight) is np.ndarray and type(need) is tuple
+            and type(stride) is type(dilation) is type(groups) is int and type(padding) in (int, str)
+            and type(algorithm) is str and type(padding_mode) is str and padding_mode == "zeros"
+            and (need is GRADIENTS or all(type(name) is str for name in need))):
+        key = ("backward", dout.shape, dout.dtype, x.shape, x.dtype, weight.shape, weight.dtype, stride, padding,
+               dilation, groups, need, algorithm)
+        call = _small_calls.get(key)
+        if call is not None and call.still_right():
+            small = call.run(dout, x, weight, "dx" in need, "dw" in need, "db" in need)
+            if small is not None:
+                return small
     gradient = _as_array("dout", dout, (3, 4))
     image = _as_array("x", x, (3, 4))
     filters = _as_array("weight", weight, (4,))
@@ -508,6 +527,9 @@ def conv2d_backward(dout: ArrayLike, x: ArrayLike, weight: ArrayLike, stride: An
     check_padding_mode(padding_mode, geometry)
     dtype = _common_dtype(gradient, image, filters)
     compute = dispatch.compute_dtype(dtype)
+    if key is not None and dtype == compute and algorithm in ("auto", "direct"):
+        plans = (dispatch.plan(name, geometry, compute, algorithm) for name in ("backward_data", "backward_weight"))
+        _keep_small_call(key, "SmallBackward", plans, geometry, (gradient, image, filters), image.ndim == 4)
     prepared = _batched(_prepared("dout", gradient, compute))
     dx = dw = db = None
     if "dx" in wanted:

@@ -873,3 +873,84 @@ cdef void small_forward(SmallForward ready, cnp.ndarray x, cnp.ndarray weight, o
         b = <const real*> cnp.PyArray_DATA(<cnp.ndarray> bias)
     run_correlation(&ready.job, <const real*> cnp.PyArray_DATA(x), <const real*> cnp.PyArray_DATA(weight), b, ready.relu,
                     <real*> cnp.PyArray_DATA(out), scratch, 1)
+
+
+cdef class SmallBackward:
+    """The gradients of a small direct convolution, made ready once as SmallForward is."""
+    cdef Window window
+    cdef Correlation data
+    cdef InnerJob weight
+    cdef char* tables
+    cdef Py_ssize_t data_tables, turned_bytes, weight_bytes
+    cdef int rank, type_num
+    cdef cnp.npy_intp[4] shape, weight_shape
+    cdef cnp.npy_intp[1] bias_shape
+
+    def __cinit__(self, geometry, cnp.dtype dtype, bint batched):
+        cdef Window v = read_conv(geometry)
+        self.window = v
+        self.data_tables = backward_tables(&v)
+        self.tables = <char*> malloc(self.data_tables + inner_tables(&v))
+        if self.tables == NULL:
+            raise MemoryError("tables of a small convolution")
+        plan_backward(&self.data, &v, dtype.itemsize, 1, self.tables)
+        plan_inner(&self.weight, &v, dtype.itemsize, 1, self.tables + self.data_tables)
+        self.turned_bytes = aligned(v.groups * self.data.group_weights * dtype.itemsize)
+        self.weight_bytes = aligned(most(self.data.thread_bytes, self.weight.thread_bytes))
+        self.type_num = dtype.type_num
+        self.rank = 4 if batched else 3
+        for i, size in enumerate(geometry.input_shape[4 - self.rank:]):
+            self.shape[i] = size
+        for i, size in enumerate(geometry.weight_shape):
+            self.weight_shape[i] = size
+        self.bias_shape[0] = v.k
+
+    def __dealloc__(self):
+        free(self.tables)
+
+    def __call__(self, cnp.ndarray dout, cnp.ndarray x, cnp.ndarray weight, bint data, bint filters, bint bias):
+        """(dx, dw, db) with None for what is not asked for, or None where an array is not as the kernels need it."""
+        cdef cnp.ndarray dx = None, dw = None, db = None
+        cdef char* scratch
+        cdef bint done
+        if not (cnp.PyArray_ISCARRAY_RO(dout) and cnp.PyArray_ISCARRAY_RO(x) and cnp.PyArray_ISCARRAY_RO(weight)):
+            return None
+        if data:
+            dx = cnp.PyArray_EMPTY(self.rank, self.shape, self.type_num, 0)
+        if filters:
+            dw = cnp.PyArray_EMPTY(4, self.weight_shape, self.type_num, 0)
+        if bias:
+            db = cnp.PyArray_EMPTY(1, self.bias_shape, self.type_num, 0)
+        scratch = <char*> malloc(self.turned_bytes + self.weight_bytes + self.window.k * sizeof(double))
+        if scratch == NULL:
+            raise MemoryError(f"{self.turned_bytes + self.weight_bytes} bytes of scratch")
+        if self.type_num == cnp.NPY_FLOAT:
+            done = small_backward[float](self, dout, x, weight, dx, dw, db, scratch)
+        else:
+            done = small_backward[double](self, dout, x, weight, dx, dw, db, scratch)
+        free(scratch)
+        return (dx, dw, db) if done else None
+
+
+cdef bint small_backward(SmallBackward ready, cnp.ndarray dout, cnp.ndarray x, cnp.ndarray weight, object dx, object dw,
+                         object db, char* scratch, real* dtype=NULL) noexcept:
+    """False where something is not finite, which takes another way."""
+    cdef const Window* v = &ready.window
+    cdef const real* gradient = <const real*> cnp.PyArray_DATA(dout)
+    cdef real* turned = <real*> scratch
+    cdef char* work = scratch + ready.turned_bytes
+    if dx is not None:
+        if not all_finite(<const real*> cnp.PyArray_DATA(weight), v.k * (v.c // v.groups) * v.kh * v.kw):
+            return False
+        turn_all_weights(&ready.data, v, <const real*> cnp.PyArray_DATA(weight), turned, 1)
+        run_correlation(&ready.data, gradient, <const real*> turned, <const real*> NULL, False,
+                        <real*> cnp.PyArray_DATA(<cnp.ndarray> dx), work, 1)
+    if dw is not None:
+        if not all_finite(<const real*> cnp.PyArray_DATA(x), v.n * v.c * v.h * v.w):
+            return False
+        run_inner(&ready.weight, <const real*> cnp.PyArray_DATA(x), gradient,
+                  <real*> cnp.PyArray_DATA(<cnp.ndarray> dw), work, 1)
+    if db is not None:
+        sum_channels(gradient, v.n, v.k, v.oh * v.ow, 0, v.k, <double*> (work + ready.weight_bytes),
+                     <real*> cnp.PyArray_DATA(<cnp.ndarray> db))
+    return True
