@@ -50,9 +50,9 @@ cdef extern from "simd.h" nogil:
     inner_f64 fc_inner_table_f64[4][6]
     enum: FC_PLANE_ROWS
     void fc_pad_rows_f32(float*, ptrdiff_t, ptrdiff_t, ptrdiff_t, ptrdiff_t, const float*, ptrdiff_t, ptrdiff_t,
-                         const float*)
+                         const float*, ptrdiff_t)
     void fc_pad_rows_f64(double*, ptrdiff_t, ptrdiff_t, ptrdiff_t, ptrdiff_t, const double*, ptrdiff_t, ptrdiff_t,
-                         const double*)
+                         const double*, ptrdiff_t)
     void fc_pad_pairs_f32(float*, float*, ptrdiff_t, ptrdiff_t, ptrdiff_t, ptrdiff_t, ptrdiff_t, ptrdiff_t, const float*,
                           ptrdiff_t, const float*, ptrdiff_t)
     void fc_pad_pairs_f64(double*, double*, ptrdiff_t, ptrdiff_t, ptrdiff_t, ptrdiff_t, ptrdiff_t, ptrdiff_t,
@@ -103,8 +103,13 @@ cdef void fill_flat(const Flat* f, real* to, const real* source, Py_ssize_t chan
     cdef const real* line
     cdef const real* end = source + channels * f.h * f.w
     cdef Py_ssize_t total = rows + f.halo
-    # one plane at a time (depthwise) there is too little to do between the loads for the processor to run far ahead
-    cdef Py_ssize_t ahead = AHEAD_BYTES // sizeof(real) if channels == 1 else 0
+    # What is prefetched: the same row of the next plane, as planes lie too far apart to be foreseen; or, where there is one
+    # plane at a time (depthwise) and it is thinned out, so that little is done for each load, what lies behind.
+    cdef Py_ssize_t ahead = 0
+    if channels > 1 and f.h * f.w * sizeof(real) > 2048:
+        ahead = f.h * f.w
+    elif channels == 1 and f.step_w == 2:
+        ahead = AHEAD_BYTES // sizeof(real)
     for a in range(f.slots_h):
         row = position * f.step_h + f.phase_h[a] + f.base_h
         inside(f.h, row, f.step_h, total, &above, &inner)  # rows [above, inner) lie in the image
@@ -126,7 +131,8 @@ cdef void fill_flat(const Flat* f, real* to, const real* source, Py_ssize_t chan
                 if inner <= above:
                     continue
                 if not pair:
-                    pad_rows(at, f.length, inner - above, first, stop, line + first * f.step_w, f.step_w, f.step_h * f.w, end)
+                    pad_rows(at, f.length, inner - above, first, stop, line + first * f.step_w, f.step_w, f.step_h * f.w, end,
+                             ahead)
                 elif real is float:
                     fc_pad_pairs_f32(at, at + f.plane, f.length, inner - above, first, stop, first_2, stop_2, line,
                                      f.step_h * f.w, end, ahead)
@@ -137,11 +143,12 @@ cdef void fill_flat(const Flat* f, real* to, const real* source, Py_ssize_t chan
 
 
 cdef inline void pad_rows(real* to, Py_ssize_t length, Py_ssize_t rows, Py_ssize_t first, Py_ssize_t stop,
-                          const real* source, Py_ssize_t step, Py_ssize_t following, const real* end) noexcept nogil:
+                          const real* source, Py_ssize_t step, Py_ssize_t following, const real* end,
+                         Py_ssize_t ahead=0) noexcept nogil:
     if real is float:
-        fc_pad_rows_f32(to, length, rows, first, stop, source, step, following, end)
+        fc_pad_rows_f32(to, length, rows, first, stop, source, step, following, end, ahead)
     else:
-        fc_pad_rows_f64(to, length, rows, first, stop, source, step, following, end)
+        fc_pad_rows_f64(to, length, rows, first, stop, source, step, following, end, ahead)
 
 
 cdef Py_ssize_t residues(Py_ssize_t kernel, Py_ssize_t dilation, Py_ssize_t stride, Py_ssize_t* phase,

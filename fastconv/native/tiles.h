@@ -298,7 +298,7 @@ FC_INLINE VEC FC_NAME(take_vector)(const FC_T *from, const int step)
 
 FC_INLINE void FC_NAME(copy_rows)(FC_T *to, ptrdiff_t length, ptrdiff_t rows, ptrdiff_t first, ptrdiff_t stop,
                                   const FC_T *from, const ptrdiff_t step, const int vector, ptrdiff_t next,
-                                  const FC_T *end)
+                                  const FC_T *end, ptrdiff_t ahead)
 {
     const ptrdiff_t count = stop - first;
     for (ptrdiff_t y = 0; y < rows; y++, to += length, from += next) {
@@ -309,8 +309,11 @@ FC_INLINE void FC_NAME(copy_rows)(FC_T *to, ptrdiff_t length, ptrdiff_t rows, pt
             to[k] = 0;
         }
         if (vector) {
-            for (; i + LANES <= count && from + (i + LANES) * step <= end; i += LANES)
+            for (; i + LANES <= count && from + (i + LANES) * step <= end; i += LANES) {
+                if (vector == 1)
+                    __builtin_prefetch(from + i + ahead);
                 *(UVEC *)(at + i) = FC_NAME(take_vector)(from + i * step, vector);
+            }
             /* the rest with one vector that ends where the row does */
             if (i < count && count >= LANES && from + count * step <= end) {
                 *(UVEC *)(at + count - LANES) = FC_NAME(take_vector)(from + (count - LANES) * step, vector);
@@ -329,18 +332,18 @@ FC_INLINE void FC_NAME(copy_rows)(FC_T *to, ptrdiff_t length, ptrdiff_t rows, pt
 }
 
 /* Rows of a padded image: row y is `first` zeros, then from[y*next + i*step] up to column `stop`, then zeros up to
- * `length`. Nothing is read at `end` or behind. */
+ * `length`. Nothing is read at `end` or behind. Cells `ahead` of those that are read are prefetched. */
 static void FC_NAME(pad_rows)(FC_T *to, ptrdiff_t length, ptrdiff_t rows, ptrdiff_t first, ptrdiff_t stop,
-                              const FC_T *from, ptrdiff_t step, ptrdiff_t next, const FC_T *end)
+                              const FC_T *from, ptrdiff_t step, ptrdiff_t next, const FC_T *end, ptrdiff_t ahead)
 {
     if (step == 1)
-        FC_NAME(copy_rows)(to, length, rows, first, stop, from, 1, 1, next, end);
+        FC_NAME(copy_rows)(to, length, rows, first, stop, from, 1, 1, next, end, ahead);
     else if (step == 2)
-        FC_NAME(copy_rows)(to, length, rows, first, stop, from, 2, 2, next, end);
+        FC_NAME(copy_rows)(to, length, rows, first, stop, from, 2, 2, next, end, ahead);
     else if (step == 4)
-        FC_NAME(copy_rows)(to, length, rows, first, stop, from, 4, 4, next, end);
+        FC_NAME(copy_rows)(to, length, rows, first, stop, from, 4, 4, next, end, ahead);
     else
-        FC_NAME(copy_rows)(to, length, rows, first, stop, from, step, 0, next, end);
+        FC_NAME(copy_rows)(to, length, rows, first, stop, from, step, 0, next, end, ahead);
 }
 
 /* One row: to[x] is from[2*x] for x in [first, stop), but for x in [done, until), which is there; zero elsewhere. */
