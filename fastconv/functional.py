@@ -10,6 +10,7 @@ dtypes follow ``np.result_type``; integers and complex numbers give what ``np.ma
 
 from __future__ import annotations
 
+import importlib
 import math
 from collections.abc import Iterable
 from typing import Any, Literal, NamedTuple, overload
@@ -318,17 +319,20 @@ class _SmallCall(NamedTuple):
 
     run: Any
     settings: Settings
-    native: Any
+    module: Any
     kernels: Any
 
     def still_right(self) -> bool:
         """Whether a call made now would be planned as this one was."""
-        return self.settings is raw_settings() and self.native.kernels is self.kernels
+        return self.settings is raw_settings() and self.module.kernels is self.kernels
 
 
 #: By everything that the checks, the geometry and the choice look at. Emptied where it has grown too long.
 _small_calls: dict[Any, _SmallCall] = {}
 _SMALL_CALLS = 1024
+
+#: The module whose ``kernels`` make small calls of a backend ready: those that they have a class for.
+_SMALL_KERNELS = {"cython": ".native", "numba": ".jit.direct"}
 
 
 def _keep_small_call(key: Any, make: str, plans: Iterable[dispatch.Plan], geometry: Conv2dGeometry,
@@ -339,15 +343,18 @@ def _keep_small_call(key: Any, make: str, plans: Iterable[dispatch.Plan], geomet
     """
     settings = raw_settings()
     dtypes = {array.dtype for array in arrays if array is not None}
+    home, *others = {_SMALL_KERNELS.get(plan.backend) if plan.algorithm == "direct" else None for plan in plans}
     if geometry.flops >= dispatch.SERIAL_FLOPS or not geometry.batch or settings.workspace_limit is not None \
-            or len(dtypes) != 1 or any((plan.algorithm, plan.backend) != ("direct", "cython") for plan in plans):
+            or len(dtypes) != 1 or home is None or others:
         return
-    from . import native
-
+    module = importlib.import_module(home, __package__)
+    make_ready = getattr(module.kernels, make, None)
+    if make_ready is None:
+        return
     if len(_small_calls) >= _SMALL_CALLS:
         _small_calls.clear()
-    ready = getattr(native.kernels, make)(geometry, dtypes.pop(), *arguments)
-    _small_calls[key] = _SmallCall(ready, settings, native, native.kernels)
+    ready = make_ready(geometry, dtypes.pop(), *arguments)
+    _small_calls[key] = _SmallCall(ready, settings, module, module.kernels)
 
 
 def _checked_activation(activation: Any, dtype: np.dtype) -> bool:

@@ -5,7 +5,9 @@ What they hold in common: nobody may notice them, they are bounded, and `release
 
 from __future__ import annotations
 
+import contextlib
 import gc
+import itertools
 import os
 import subprocess
 import sys
@@ -20,9 +22,16 @@ import numpy as np
 import pytest
 
 import fastconv
-from fastconv import dispatch, functional, memory, native
+from fastconv import dispatch, functional, memory
+from fastconv.options import backend_available
 
-pytestmark = pytest.mark.skipif(not dispatch.algorithms("forward", "cython"), reason="needs the Cython backend")
+native: Any
+try:
+    from fastconv import native
+except ImportError:  # built without extension modules
+    native = None
+
+needs_extensions = pytest.mark.skipif(native is None, reason="without the extension modules")
 
 MIB = 2**20
 
@@ -35,7 +44,8 @@ def address(array: np.ndarray) -> int:
 def recycler() -> Iterator[Any]:
     """The module that recycles, with nothing kept and a limit of 64 MiB."""
     module = memory._recycler()
-    assert module is not None
+    if module is None:
+        pytest.skip("without the extension modules nothing is recycled")
     gc.collect()
     before = module.set_limit(64 * MIB)
     fastconv.release_memory()
@@ -171,8 +181,10 @@ def fills() -> dict[str, Callable[[], np.ndarray]]:
 
 
 @pytest.mark.parametrize("name", list(fills()))
-@pytest.mark.parametrize("backend", ["cython", "numpy"])
+@pytest.mark.parametrize("backend", ["cython", "numba", "numpy"])
 def test_what_a_block_held_before_does_not_show(backend, name, recycler):
+    if not backend_available(backend):
+        pytest.skip(f"{backend} is not installed")
     call = fills()[name]
     with fastconv.options(backend=backend):
         check_that_nothing_shows(call, recycler, backend)
@@ -312,6 +324,7 @@ def in_a_process(limit: str) -> subprocess.CompletedProcess[str]:
                           timeout=120, check=False)
 
 
+@needs_extensions
 @pytest.mark.parametrize(("limit", "kept", "bytes_"), [
     ("", 1, memory.RECYCLE_LIMIT), ("0", 0, 0), (" 2000000 ", 1, 2_000_000), ("1000000", 0, 1_000_000)])
 def test_the_limit_of_the_environment(limit, kept, bytes_):
@@ -319,12 +332,14 @@ def test_the_limit_of_the_environment(limit, kept, bytes_):
     assert done.stdout.split() == [str(kept), str(bytes_)], done.stderr
 
 
+@needs_extensions
 def test_a_limit_of_the_environment_beyond_any_memory_is_none():
     done = in_a_process("9" * 30)
     assert done.stdout.split()[:1] == ["1"], done.stderr
     assert int(done.stdout.split()[1]) >= 2**62
 
 
+@needs_extensions
 @pytest.mark.parametrize("limit", ["many", "-1", "1e6"])
 def test_a_bad_limit_of_the_environment_is_named(limit):
     done = in_a_process(limit)
@@ -515,13 +530,20 @@ def test_what_cannot_be_had_is_refused_before_it_is_tried():
 # --- small calls ------------------------------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def small_calls(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[Any, Any]]:
+@pytest.fixture(params=["cython", "numba"])
+def small_calls(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[Any, Any]]:
     """The cache of small calls, empty. conv2d's own algorithms and settings are as they are by default."""
+    if not backend_available(request.param):
+        pytest.skip(f"{request.param} is not installed")
     cache: dict[Any, Any] = {}
     monkeypatch.setattr(functional, "_small_calls", cache)
-    with fastconv.options(backend="cython"):
+    with fastconv.options(backend=request.param):
         yield cache
+
+
+def backend_in_use() -> str:
+    """The backend in use."""
+    return dispatch.backend().name
 
 
 def arrays(dtype: Any = "float32") -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -552,25 +574,27 @@ def short_only(monkeypatch: pytest.MonkeyPatch) -> Callable[..., np.ndarray]:
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
-@pytest.mark.parametrize("isa", native.available_isas())
-def test_a_small_call_gives_the_same_bits_again(dtype, isa, small_calls, short_only):
+def test_a_small_call_gives_the_same_bits_again(dtype, small_calls, short_only):
     x, weight, bias = arrays(dtype)
-    with native.using_isa(isa):
-        for image in (x, x[0]):
-            for offset in (None, bias):
-                for how in ({}, {"activation": "relu"}):
-                    for window in ((), (2,), (1, 1), (1, "same"), (1, 1, 2)):
-                        want = the_long_way(image, weight, offset, *window, **how)
-                        first = fastconv.conv2d(image, weight, offset, *window, **how)
-                        again = short_only(image, weight, offset, *window, **how)
-                        for got in (first, again):
-                            np.testing.assert_array_equal(got.view(np.uint8), want.view(np.uint8))
-                            assert got.dtype == want.dtype
-                            assert got.flags.owndata
-                            assert got.flags.c_contiguous
-                            assert got.flags.writeable
-                        assert not np.shares_memory(first, again)
-    assert len(small_calls) == 40
+    with_each_isa = [contextlib.nullcontext()]
+    if backend_in_use() == "cython":
+        with_each_isa = [native.using_isa(isa) for isa in native.available_isas()]
+    for isa in with_each_isa:
+        small_calls.clear()
+        with isa:
+            for image, offset, how, window in itertools.product((x, x[0]), (None, bias), ({}, {"activation": "relu"}),
+                                                                ((), (2,), (1, 1), (1, "same"), (1, 1, 2))):
+                want = the_long_way(image, weight, offset, *window, **how)
+                first = fastconv.conv2d(image, weight, offset, *window, **how)
+                again = short_only(image, weight, offset, *window, **how)
+                for got in (first, again):
+                    np.testing.assert_array_equal(got.view(np.uint8), want.view(np.uint8))
+                    assert got.dtype == want.dtype
+                    assert got.flags.owndata
+                    assert got.flags.c_contiguous
+                    assert got.flags.writeable
+                assert not np.shares_memory(first, again)
+        assert len(small_calls) == 40
 
 
 def test_arguments_that_equal_others_are_checked_all_the_same(small_calls, short_only):
@@ -716,13 +740,14 @@ def test_options_that_change_are_obeyed(small_calls, short_only):
         with pytest.raises(ValueError, match="strict"):
             fastconv.conv2d(x, weight, bias, algorithm="winograd")
     np.testing.assert_array_equal(call(), want)
-    for isa in native.available_isas():
+    for isa in native.available_isas() if backend_in_use() == "cython" else ():
         with native.using_isa(isa):
             np.testing.assert_array_equal(call().view(np.uint8), the_long_way(x, weight, bias).view(np.uint8))
             assert [entry.kernels for entry in small_calls.values()] == [native.kernels]
 
 
-def test_options_set_for_the_process_are_obeyed():
+@pytest.mark.parametrize("name", ["cython", "numba"])
+def test_options_set_for_the_process_are_obeyed(name):
     """Not in a with block: the settings of the process, changed between two calls."""
     script = """
 import numpy as np, fastconv
@@ -738,8 +763,10 @@ fastconv.options(workspace_limit="default")
 for _ in range(3):
     assert (fastconv.conv2d(x, weight) == 27).all()
 """
+    if not backend_available(name):
+        pytest.skip(f"{name} is not installed")
     root = Path(fastconv.__file__).parent.parent
-    done = subprocess.run([sys.executable, "-c", script], cwd=root, env={**os.environ, "FASTCONV_BACKEND": "cython"},
+    done = subprocess.run([sys.executable, "-c", script], cwd=root, env={**os.environ, "FASTCONV_BACKEND": name},
                           capture_output=True, text=True, timeout=120, check=False)
     assert (done.stdout.strip(), done.returncode) == ("refused True", 0), done.stderr
 
@@ -753,7 +780,7 @@ def test_out_and_forced_algorithms_after_small_calls(small_calls):
     np.testing.assert_array_equal(out, want)
     with pytest.raises(ValueError, match="out"):
         fastconv.conv2d(x, weight, bias, out=out[:1])
-    for algorithm in dispatch.algorithms("forward", "cython"):
+    for algorithm in dispatch.algorithms("forward", backend_in_use()):
         for _ in range(3):
             got = fastconv.conv2d(x, weight, bias, algorithm=algorithm)
             np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-4)
@@ -795,6 +822,7 @@ def test_the_cache_is_bounded(small_calls, monkeypatch):
 def test_small_calls_from_many_threads(small_calls):
     """The same entry at once, while it is made and forgotten."""
     x, weight, bias = arrays()
+    name = backend_in_use()
     wanted = [the_long_way(i * x, weight, bias) for i in range(8)]
     start = threading.Barrier(4)
 
@@ -802,7 +830,7 @@ def test_small_calls_from_many_threads(small_calls):
         start.wait()
         for i in range(400):
             which = (i + 2 * thread) % 8
-            with fastconv.options(backend="cython"):  # settings of its own: other entries than its neighbours'
+            with fastconv.options(backend=name):  # settings of its own: other entries than its neighbours'
                 got = fastconv.conv2d(x * np.float32(which), weight, bias)
             assert got.view(np.uint8).tobytes() == wanted[which].view(np.uint8).tobytes()
             if i % 50 == 0:

@@ -48,6 +48,7 @@ of Numerical Algorithms, 2nd ed., section 4.2). Workers take (images, group, ban
 
 from __future__ import annotations
 
+import itertools
 import math
 import sys
 from collections.abc import Iterator
@@ -97,8 +98,7 @@ JOB = np.dtype([(name, np.int64) for name in (
 
 #: The output pixels that see one set of taps: rows q*step_h + start_h for q in [first_h, last_h), columns likewise.
 TAP_CLASS = np.dtype([(name, np.int64) for name in (
-    "terms", "weights", "table", "start_h", "step_h", "first_h", "last_h", "start_w", "step_w", "first_w", "last_w",
-    "residue_h", "residue_w")])
+    "terms", "weights", "table", "start_h", "step_h", "first_h", "last_h", "start_w", "step_w", "first_w", "last_w")])
 
 
 # --- tiles ------------------------------------------------------------------------------------------------------------
@@ -227,32 +227,59 @@ def lanes6(sums, at, d, begin, b, offset, first, shift):
 # --- the flat copy ----------------------------------------------------------------------------------------------------
 
 @part
+def copy_pairs(to, at, other, source, start, count):
+    """Every second cell from source[start] on to to[at], those between to to[other].
+
+    Both at once: from a loop over one of them LLVM makes gathers, from this one loads and permutations.
+    """
+    t, o, s = U(at), U(other), U(start)
+    for i in range(U(count)):
+        to[t + i], to[o + i] = source[s + i * _2], source[s + i * _2 + _1]
+
+
+@part
 def fill_flat(job, phases, to, source, at, image_step, images, channels, y0, rows):
     """Copy `rows` + halo rows of some channels of some images, from row y0 of positions on.
 
     They go to (channel, phases, image). Channels of the first image start at source[at].
     """
     height, width, step, length = job.height, job.width, job.step_w, job.length
-    slots_h, slots_w = job.slots_h, job.slots_w
-    for b in range(slots_w):
+    slots_h, slots_w, slot_size = job.slots_h, job.slots_w, job.images * job.plane
+    pairs = step == 2 and slots_w == 2 and phases[slots_h + 1] == phases[slots_h] + 1
+    for b in range(1 if pairs else slots_w):
         # to[x] is source[start + x*step], where that lies in the row: for x in [first, stop)
         start = phases[slots_h + b] + job.base_w
         first, stop = inside(width, start, step, length)
-        start += first * step
+        # and for the other one of a pair
+        first_2, stop_2 = inside(width, start + 1, step, length)
         for c in range(channels):
             for a in range(slots_h):
-                slot = ((c * slots_h + a) * slots_w + b) * job.images
+                slot = ((c * slots_h + a) * slots_w + b) * slot_size
                 for n in range(images):
                     plane = at + n * image_step + c * height * width + start
-                    line = (slot + n) * job.plane
+                    line = slot + n * job.plane
                     row = y0 * job.step_h + phases[a] + job.base_h
                     for _ in range(rows + job.halo):
-                        if 0 <= row < height:
-                            zero(to, line, first)
-                            copy(to, line + first, source, plane + row * width, step, stop - first)
-                            zero(to, line + stop, length - stop)
-                        else:
+                        cells, line_2 = plane + row * width, line + slot_size
+                        if not 0 <= row < height:
                             zero(to, line, length)
+                            if pairs:
+                                zero(to, line_2, length)
+                        elif pairs:
+                            both = max(stop_2 - first, 0)
+                            zero(to, line, first)
+                            zero(to, line_2, first_2)
+                            if first_2 < min(first, stop_2):  # the second one may begin a cell earlier
+                                to[line_2 + first_2] = source[cells + 1 + first_2 * 2]
+                            copy_pairs(to, line + first, line_2 + first, source, cells + first * 2, both)
+                            if first + both < stop:  # and end a cell earlier
+                                to[line + stop - 1] = source[cells + (stop - 1) * 2]
+                            zero(to, line + stop, length - stop)
+                            zero(to, line_2 + stop_2, length - stop_2)
+                        else:
+                            zero(to, line, first)
+                            copy(to, line + first, source, cells + first * step, step, stop - first)
+                            zero(to, line + stop, length - stop)
                         line += length
                         row += job.step_h
 
@@ -352,24 +379,32 @@ def correlate(workers, jobs, taps, phases, offset, source, weights, bias, relu, 
 
 
 @Kernel
-def turn_weights(workers, jobs, taps, kernel, weights, to):
-    """The weights that each input channel sees: (G, K, C, KH, KW) -> (G, class, C, (K, taps of the class))."""
+def turn_weights(workers, jobs, taps, class_of_tap, weights, to):
+    """The weights that each input channel sees: (G, K, C, KH, KW) -> (G, class, C, (K, taps of the class)).
+
+    Eight channels at a time: both sides of the turn have rows some kilobytes apart, and lines that are used again.
+    """
     for worker in prange(workers):
         job = jobs[0]
-        kh, kw, step_h, step_w, gap_h, gap_w = kernel[0], kernel[1], kernel[2], kernel[3], kernel[4], kernel[5]
-        channels = job.groups * job.rows
-        for channel in range(channels * worker // workers, channels * (worker + 1) // workers):
-            group, c = channel // job.rows, channel % job.rows
+        channels, size = job.rows, class_of_tap.size
+        blocks = (channels + 7) // 8
+        for item in range(job.groups * blocks * worker // workers, job.groups * blocks * (worker + 1) // workers):
+            group, first = item // blocks, item % blocks * 8
             for t in range(taps.size):
-                tap = taps[t]
-                at = U(group * job.group_weights + tap.weights + c * tap.terms)
+                terms = taps[t].terms
+                count = terms // job.sources
+                start = group * job.group_weights + taps[t].weights
                 for k in range(job.sources):
-                    filter_ = ((group * job.sources + k) * job.rows + c) * kh * kw
-                    for i in range(kh):
-                        if i * gap_h % step_h == tap.residue_h:
-                            for j in range(kw):
-                                if j * gap_w % step_w == tap.residue_w:
-                                    to[at] = weights[U(filter_ + i * kw + j)]
+                    for c in range(first, min(first + 8, channels)):
+                        at = U(start + c * terms + k * count)
+                        filter_ = U(((group * job.sources + k) * channels + c) * size)
+                        if count == size:
+                            for i in range(U(size)):
+                                to[at + i] = weights[filter_ + i]
+                        else:
+                            for i in range(U(size)):
+                                if class_of_tap[i] == t:
+                                    to[at] = weights[filter_ + i]
                                     at += _1
 
 
@@ -679,7 +714,6 @@ class DataPlan(Plan):
         self._set_images()
         self._set_flat()
         self.shared = _round_up(math.prod(geometry.weight_shape), 16)
-        self.kernel = np.array([kh, kw, sh, sw, dh, dw])
 
     def _with_workers(self, workers: int) -> tuple[dict[str, int], int]:
         return _correlation_workers(self, workers)
@@ -689,30 +723,39 @@ class DataPlan(Plan):
         """Tap classes, phases, offsets."""
         job = self.job
         classes, tables, table, weights = [], [], 0, 0
-        axes = [list(self._axis_classes(axis)) for axis in (0, 1)]
-        for of_h, taps_h in axes[0]:
-            for of_w, taps_w in axes[1]:
-                shift = np.array([far_tap * job["length"] for far_tap in taps_h], np.int64)[:, None]
-                shift = (shift + np.array(taps_w, np.int64)).reshape(-1)
-                plane = np.arange(job["sources"])[:, None] * (job["images"] * job["plane"])
-                tables.append((plane + shift).reshape(-1))
-                terms = tables[-1].size
-                classes.append((terms, weights, table, *of_h[:4], *of_w[:4], of_h[4], of_w[4]))
-                table += terms
-                weights += job["rows"] * terms
+        plane = np.arange(job["sources"])[:, None, None] * (job["images"] * job["plane"])
+        for (of_h, taps_h), (of_w, taps_w) in self._tap_classes():
+            shift_h, shift_w = (self.far[axis] - taps * self.geometry.dilation[axis] // self.geometry.stride[axis]
+                                for axis, taps in enumerate((taps_h, taps_w)))
+            tables.append((plane + shift_h[:, None] * job["length"] + shift_w).reshape(-1))
+            terms = tables[-1].size
+            classes.append((terms, weights, table, *of_h, *of_w))
+            table += terms
+            weights += job["rows"] * terms
         offset = np.concatenate(tables)
         return np.array(classes, TAP_CLASS), np.zeros(2, np.int64), offset.astype(np.uintp)
 
-    def _axis_classes(self, axis: int) -> Iterator[tuple[tuple[int, ...], list[int]]]:
-        """``(start, step, first, last, residue)`` and the taps' distances from the last one, for each parity."""
+    @cached_property
+    def class_of_tap(self) -> np.ndarray:
+        """The class that each tap (kh, kw) belongs to; -1 where no pixel sees it (the image is smaller than the stride)."""
+        found = np.full(self.geometry.kernel, -1)
+        for t, ((_, taps_h), (_, taps_w)) in enumerate(self._tap_classes()):
+            found[np.ix_(taps_h, taps_w)] = t
+        return found.reshape(-1)
+
+    def _tap_classes(self) -> Iterator[tuple[Any, ...]]:
+        """Of both axes: ``(start, step, first, last)`` and the taps of a parity, for each pair of parities."""
+        return itertools.product(*(self._axis_classes(axis) for axis in (0, 1)))
+
+    def _axis_classes(self, axis: int) -> Iterator[tuple[tuple[int, ...], np.ndarray]]:
         geometry = self.geometry
         size, step, gap = geometry.in_size[axis], geometry.stride[axis], geometry.dilation[axis]
         before = geometry.pads[axis][0]
+        taps = np.arange(geometry.kernel[axis])
         for y in range(min(size, step)):  # the class's first row or column
             residue = (y + before) % step
             first = (y + before) // step
-            taps = [self.far[axis] - k * gap // step for k in range(geometry.kernel[axis]) if k * gap % step == residue]
-            yield (residue - before, step, first, (size - 1 - y) // step + 1 + first, residue), taps
+            yield (residue - before, step, first, (size - 1 - y) // step + 1 + first), taps[taps * gap % step == residue]
 
 
 class WeightPlan(_ForwardLayout):
@@ -828,7 +871,7 @@ def backward_data(dout: np.ndarray, weight: np.ndarray, geometry: Conv2dGeometry
     this = plan("backward_data", geometry, dout.itemsize)
     workers, job, scratch = this.ready(threads, dout.dtype)
     taps, phases, offset = this.tables
-    turn_weights(workers if filters.size > 65536 else 1, job, taps, this.kernel, filters, scratch[0])
+    turn_weights(workers if filters.size > 65536 else 1, job, taps, this.class_of_tap, filters, scratch[0])
     correlate(workers, job, taps, phases, offset, flat(dout), scratch[0], _zeros(geometry.channels, dout.dtype), False,
               flat(out), scratch[1], scratch[2])
     return True
