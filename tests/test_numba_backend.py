@@ -672,12 +672,13 @@ def test_the_tile_is_one_loop_of_24_vector_fmas(dtype):
     a, tile, b = np.ones(24, dtype), np.zeros(direct.SUMS, dtype), np.ones(600, dtype)
     u, offset = direct.U, np.zeros(6, np.uintp)
     text = assembly(direct.rows4, tile, u(4), a, u(0), u(6), u(12), u(18), b, offset, u(0), u(0))
-    packed = re.compile(r"vfmadd\w+p[sd].*%[yz]mm")
+    widest = "z" if "%zmm" in text else "y"  # LLVM 14 has another loop for what is left, of half as wide vectors
+    packed = re.compile(rf"vfmadd\w+p[sd].*%{widest}mm")
     loops = [loop for loop in inner_loops(text) if any(map(packed.match, loop))]
     assert len(loops) == 1
     assert sum(packed.match(line) is not None for line in loops[0]) == 24  # as in the source: nothing unrolled
     assert len(loops[0]) <= 50
-    if "%zmm" in "".join(loops[0]):  # 32 registers: the weights live in them
+    if widest == "z":  # 32 registers: the weights live in them
         assert not any("(%rsp" in line for line in loops[0]), "registers are spilled"
 
 
