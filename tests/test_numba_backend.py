@@ -642,14 +642,14 @@ def inner_loops(assembly: str) -> list[list[str]]:
 
 
 def assembly(function: Any, *arguments: Any) -> str:
-    """What a function compiles to, without the wrappers that call it from Python."""
+    """What a function compiles to, and those that it calls."""
     import numba
 
     from fastconv.jit.options import FLAGS
 
     dispatcher = numba.njit(**FLAGS)(function.py_func)  # one that is in no cache: of others there is no assembly
     dispatcher(*arguments)
-    return dispatcher.inspect_asm(dispatcher.signatures[0]).split("_ZN7cpython")[0]
+    return dispatcher.inspect_asm(dispatcher.signatures[0])
 
 
 def fused() -> bool:
@@ -696,16 +696,31 @@ def test_the_other_tiles_are_vectorised_too(name):
 
 
 @needs_fma
-def test_maxima_are_vectorised():
-    """At any of the strides, with NaN."""
+@pytest.mark.parametrize(("name", "instructions"), [
+    ("maxima", r"vmaxps.*%[yz]mm"), ("maxima_or_nan", r"cmp\w*ps.*%[yz]mm"), ("sums", r"vaddps.*%[yz]mm")])
+def test_folds_are_vectorised(name, instructions):
+    """Rows and columns, the latter at strides 1 and 2."""
     from fastconv.jit import pooling
 
-    windows = pooling.window(pool2d_geometry((1, 1, 8, 64), 2))
-    out = np.zeros(128, "f4")
-    rows = np.zeros(80, "f4"), np.zeros(80, "f4")
-    text = assembly(pooling.max_plane, windows[0], np.ones(512, "f4"), 0, out, 0, *rows)
-    np.testing.assert_array_equal(out, 1)
-    assert sum(any(re.search(r"cmp\w*ps.*%[yz]mm", line) for line in loop) for loop in inner_loops(text)) >= 2
+    geometry = pool2d_geometry((1, 1, 8, 64), 2)
+    window, layout = pooling.window(geometry), pooling._layout(geometry, "fold")
+    out, rows, halves = np.zeros(128, "f4"), np.zeros(2000, "f4"), np.zeros(2000, "f4")
+    text = assembly(getattr(pooling, name), window[0], layout[0], np.ones(512, "f4"), 0, 0, 4, rows, halves, out, 0)
+    np.testing.assert_array_equal(out, 4 if name == "sums" else 1)
+    assert sum(any(re.search(instructions, line) for line in loop) for loop in inner_loops(text)) >= 4
+    assert "prefetch" in text
+
+
+@needs_fma
+def test_places_are_vectorised():
+    from fastconv.jit import pooling
+
+    best, place = np.zeros(100, "f4"), np.zeros(100, np.int32)
+    u = pooling.U
+    text = assembly(pooling.take3, best, place, u(64), np.ones(200, "f4"), u(0), u(1), u(2), *np.arange(3, dtype=np.int32))
+    assert place[:64].max() == 0
+    assert re.search(r"cmp\w*ps.*%[yz]mm", text)
+    assert re.search(r"(vpblendm\w|vmovdqa32|vblendvps|vmovdqu32|vpblendvb).*%[yz]mm", text)
 
 
 # --- warm-up ----------------------------------------------------------------------------------------------------------

@@ -59,7 +59,7 @@ import numpy as np
 
 from .. import memory
 from ..geometry import Conv2dGeometry
-from .common import U, copy, inside, zero
+from .common import U, copy, copy_row_pairs, inside, zero
 from .options import Kernel, flat, part, prange, usable_workers
 
 ROWS, TAPS = 4, 6    # of the block of weights that stays in registers
@@ -227,17 +227,6 @@ def lanes6(sums, at, d, begin, b, offset, first, shift):
 # --- the flat copy ----------------------------------------------------------------------------------------------------
 
 @part
-def copy_pairs(to, at, other, source, start, count):
-    """Every second cell from source[start] on to to[at], those between to to[other].
-
-    Both at once: from a loop over one of them LLVM makes gathers, from this one loads and permutations.
-    """
-    t, o, s = U(at), U(other), U(start)
-    for i in range(U(count)):
-        to[t + i], to[o + i] = source[s + i * _2], source[s + i * _2 + _1]
-
-
-@part
 def fill_flat(job, phases, to, source, at, image_step, images, channels, y0, rows):
     """Copy `rows` + halo rows of some channels of some images, from row y0 of positions on.
 
@@ -247,38 +236,27 @@ def fill_flat(job, phases, to, source, at, image_step, images, channels, y0, row
     slots_h, slots_w, slot_size = job.slots_h, job.slots_w, job.images * job.plane
     pairs = step == 2 and slots_w == 2 and phases[slots_h + 1] == phases[slots_h] + 1
     for b in range(1 if pairs else slots_w):
-        # to[x] is source[start + x*step], where that lies in the row: for x in [first, stop)
         start = phases[slots_h + b] + job.base_w
         first, stop = inside(width, start, step, length)
-        # and for the other one of a pair
         first_2, stop_2 = inside(width, start + 1, step, length)
         for c in range(channels):
             for a in range(slots_h):
                 slot = ((c * slots_h + a) * slots_w + b) * slot_size
                 for n in range(images):
-                    plane = at + n * image_step + c * height * width + start
                     line = slot + n * job.plane
                     row = y0 * job.step_h + phases[a] + job.base_h
                     for _ in range(rows + job.halo):
-                        cells, line_2 = plane + row * width, line + slot_size
+                        cells = at + n * image_step + (c * height + row) * width
                         if not 0 <= row < height:
                             zero(to, line, length)
                             if pairs:
-                                zero(to, line_2, length)
+                                zero(to, line + slot_size, length)
                         elif pairs:
-                            both = max(stop_2 - first, 0)
-                            zero(to, line, first)
-                            zero(to, line_2, first_2)
-                            if first_2 < min(first, stop_2):  # the second one may begin a cell earlier
-                                to[line_2 + first_2] = source[cells + 1 + first_2 * 2]
-                            copy_pairs(to, line + first, line_2 + first, source, cells + first * 2, both)
-                            if first + both < stop:  # and end a cell earlier
-                                to[line + stop - 1] = source[cells + (stop - 1) * 2]
-                            zero(to, line + stop, length - stop)
-                            zero(to, line_2 + stop_2, length - stop_2)
+                            copy_row_pairs(to, line, line + slot_size, length, source, cells + start, first, stop,
+                                           first_2, stop_2, 0)
                         else:
                             zero(to, line, first)
-                            copy(to, line + first, source, cells + first * step, step, stop - first)
+                            copy(to, line + first, source, cells + start + first * step, step, stop - first)
                             zero(to, line + stop, length - stop)
                         line += length
                         row += job.step_h
