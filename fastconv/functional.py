@@ -343,9 +343,11 @@ def _keep_small_call(key: Any, make: str, plans: Iterable[dispatch.Plan], geomet
     """
     settings = raw_settings()
     dtypes = {array.dtype for array in arrays if array is not None}
-    home, *others = {_SMALL_KERNELS.get(plan.backend) if plan.algorithm == "direct" else None for plan in plans}
     if geometry.flops >= dispatch.SERIAL_FLOPS or not geometry.batch or settings.workspace_limit is not None \
-            or len(dtypes) != 1 or home is None or others:
+            or len(dtypes) != 1:
+        return
+    home, *others = {_SMALL_KERNELS.get(plan.backend) if plan.algorithm == "direct" else None for plan in plans}
+    if home is None or others:
         return
     module = importlib.import_module(home, __package__)
     make_ready = getattr(module.kernels, make, None)
