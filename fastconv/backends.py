@@ -140,8 +140,9 @@ class NumpyBackend:
     def col2im(self, col: Array, geometry: Window2dGeometry, layout: str, out: Array, threads: int) -> None:
         windows = reference.as_windows(col, geometry, layout)
         out[...] = 0
-        for tap, cells, places in _tap_slices(geometry):
-            out[:, :, cells[0], cells[1]] += windows[:, :, tap[0], tap[1], places[0], places[1]]
+        with np.errstate(all="ignore"):
+            for tap, cells, places in _tap_slices(geometry):
+                out[:, :, cells[0], cells[1]] += windows[:, :, tap[0], tap[1], places[0], places[1]]
 
     def max_pool(self, x: Array, geometry: Pool2dGeometry, out: Array, indices: Array | None, threads: int) -> None:
         values, places = reference.max_pool2d_core(x, geometry)

@@ -382,6 +382,13 @@ def test_rule_03_relu_keeps_nan(forward_engine):
     np.testing.assert_array_equal(out, row(*[nan, 0, 2, 0, inf] * 15))
 
 
+@pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
+def test_rule_03_infinities_that_meet_in_col2im_are_no_warning(dtype, engine):
+    """Two windows see one cell, and one says inf of it and the other -inf."""
+    col = np.array([[[1, inf], [-inf, 2]]], dtype)
+    np.testing.assert_array_equal(fastconv.col2im(col, (1, 1, 1, 3), 1, 2, layout="columns"), row(1, nan, 2))
+
+
 # --- rules 4 to 6: max pooling ----------------------------------------------------------------------------------------
 
 

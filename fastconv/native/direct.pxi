@@ -97,7 +97,7 @@ cdef struct Flat:
 cdef void fill_flat(const Flat* f, real* to, const real* source, Py_ssize_t channels, Py_ssize_t position,
                     Py_ssize_t rows) noexcept nogil:
     """Copy `rows` + halo rows of each of `channels` source planes, from `position` on."""
-    cdef Py_ssize_t c, a, b, s, row, first, stop, first_2, stop_2, above, inner, start
+    cdef Py_ssize_t c, a, b, s, row, first, stop, above, inner, start, first_2 = 0, stop_2 = 0
     cdef bint pair
     cdef real* at
     cdef const real* line
