@@ -137,8 +137,8 @@ def test_large_filters_against_scipy(dtype: str, scipy_signal: Any) -> None:
 
 def test_integers_are_exact() -> None:
     """Beyond 2**24 and 2**53, and where they wrap around."""
-    for largest in (2**11, 2**25, 2**40):
-        x = np.array([[largest, 1 - largest], [1, largest]])
+    for largest in (2**11, 2**14 + 1, 2**25 + 1, 2**29 + 1, 2**40 + 1):
+        x = np.array([[largest, 2 - largest], [2, largest]])
         want = sum(int(a) * int(b) for a, b in zip(x.ravel(), x.ravel(), strict=True))
         assert int(ours.correlate2d(x, x, "valid")[0, 0]) == (want + 2**63) % 2**64 - 2**63
     assert ours.correlate2d(np.full((1, 3), 100, np.int8), np.full((1, 3), 100, np.int8), "valid").tolist() == [[48]]
