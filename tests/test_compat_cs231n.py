@@ -153,9 +153,10 @@ def test_ties_by_hand() -> None:
     for stride, want in ((2, [[4, 4], [0, 4]]), (1, [[12, 0], [0, 0]])):  # tiles share; a stride of 1 does not tile
         out, cache = cs231n.max_pool_forward_fast(x, {"pool_height": 2, "pool_width": 2, "stride": stride})
         assert cache[0] == ("reshape" if stride == 2 else "im2col")
-        dx = cs231n.max_pool_backward_fast(np.full(out.shape, 12, np.float32), cache)
-        assert dx.dtype == np.float32
-        np.testing.assert_array_equal(dx, [[want]])
+        for dtype in (np.float32, np.float64, np.int64):
+            dx = cs231n.max_pool_backward_fast(np.full(out.shape, 12, dtype), cache)
+            assert dx.dtype == dtype or dtype == np.int64
+            np.testing.assert_array_equal(dx, [[want]])
 
 
 def test_nan_has_its_gradient() -> None:

@@ -136,28 +136,28 @@ def max_pool_backward_fast(dout: Any, cache: tuple[str, tuple[Any, ...]]) -> Arr
     where square windows tile the image they share the gradient in equal parts, elsewhere the first one gets it all.
     """
     _, (x, out, indices, size) = cache
-    dx = functional.max_pool2d_backward(dout, indices, x.shape)
-    if size:
-        _share_among_equals(dx, np.asarray(dout), x, out, indices, size)
+    if not size:
+        return functional.max_pool2d_backward(dout, indices, x.shape)
+    return _shared_among_equals(np.asarray(dout), x, out, indices, size)
+
+
+def _shared_among_equals(dout: Array, x: Array, out: Array, first: Array, size: int) -> Array:
+    """The gradient of each tile of `x` in equal parts at all its cells that equal its maximum."""
+    taps = [np.s_[:, :, i::size, j::size] for i in range(size) for j in range(size)]
+    equal = [x[tap] == out for tap in taps]
+    counts = np.zeros(out.shape, np.min_scalar_type(size * size))
+    for one in equal:
+        counts += one
+    lost = counts == 0  # NaN, which equals nothing: its first place has the gradient
+    share = dout / np.maximum(counts, 1).astype(dout.dtype)
+    if lost.any():
+        share[lost] = 0
+        dx = functional.max_pool2d_backward(np.where(lost, dout, 0).astype(share.dtype), first, x.shape)
+    else:
+        dx = np.zeros(x.shape, share.dtype)
+    for tap, one in zip(taps, equal, strict=True):
+        dx[tap] += share * one
     return dx
-
-
-def _share_among_equals(dx: Array, dout: Array, x: Array, out: Array, first: Array, size: int) -> None:
-    """Spread the gradient of each tile of `x`, which lies at its `first` maximum in `dx`, over all its maxima."""
-    # Seen from its end, an image has the last of equal maxima first: where the two differ there are several.
-    _, reverse = functional.max_pool2d(x[:, :, ::-1, ::-1], size, return_indices=True)
-    last = x.shape[2] * x.shape[3] - 1 - reverse[:, :, ::-1, ::-1]
-    several = first != last
-
-    def tiles(image: Array) -> Array:  # a view: (N, C, OH, OW, size, size)
-        n, channels, rows, columns = out.shape
-        return image.reshape(n, channels, rows, size, columns, size).transpose(0, 1, 2, 4, 3, 5)
-
-    equal = tiles(x)[several] == out[several][:, None, None]
-    counts = np.maximum(equal.sum(axis=(1, 2)), 1)
-    shares = dout[several] / counts.astype(dx.dtype)
-    missing = ~equal.any(axis=(1, 2))  # NaN, which equals nothing: the first keeps the gradient
-    tiles(dx)[several] = np.where(missing[:, None, None], tiles(dx)[several], equal * shares[:, None, None])
 
 
 # --- arguments --------------------------------------------------------------------------------------------------------
