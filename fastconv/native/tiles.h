@@ -145,29 +145,6 @@ FC_INLINE void FC_NAME(turn)(VEC v[FC_LANES])
     }
 }
 
-/* c[0..3] += the sums of the lanes of four vectors, in a fixed order: they are zipped until the four take turns in one
- * vector, whose halves are then folded onto each other. */
-#if FC_TILE_VECTORS == 4 && FC_LANES >= 4
-typedef FC_T FC_NAME(four) __attribute__((vector_size(4 * sizeof(FC_T)), aligned(sizeof(FC_T)), may_alias));
-
-FC_INLINE void FC_NAME(add_four_sums)(VEC v[4], FC_T *c)
-{
-    FC_T lane[FC_LANES];
-    VEC low, high, even, odd;
-    FC_NAME(zip)(v[0], v[2], &low, &high);
-    even = low + high;
-    FC_NAME(zip)(v[1], v[3], &low, &high);
-    odd = low + high;
-    FC_NAME(zip)(even, odd, &low, &high);
-    *(UVEC *)lane = low + high;
-    FC_NAME(four) sum = *(const FC_NAME(four) *)lane;
-    FC_UNROLL
-    for (int i = 4; i < FC_LANES; i += 4)
-        sum += *(const FC_NAME(four) *)(lane + i);
-    *(FC_NAME(four) *)c += sum;
-}
-#endif
-
 /* Inner-product tile: c[i][j] += sum over segments and p of a[i*lda + p] * b[offset[j] + p].
  *
  * (rows, P) @ (cols, P)^T -> (rows, cols): both matrices have the summed dimension contiguous in memory, as the output
