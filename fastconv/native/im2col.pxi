@@ -16,7 +16,7 @@ cdef extern from "lowering.h" nogil:
         Py_ssize_t step_n, step_c, step_h, start, stop
         Py_ssize_t pieces, traffic, bytes
 
-    void fc_plan_lowering(fc_lowering* lowering, Py_ssize_t itemsize, int back)
+    void fc_plan_lowering(fc_lowering* lowering, Py_ssize_t itemsize, int back, const void* out)
     void fc_im2col_pieces(const fc_lowering* lowering, const void* pad, void* out, Py_ssize_t first, Py_ssize_t stop,
                           char* scratch)
     void fc_col2im_pieces(const fc_lowering* lowering, const void* col, void* out, Py_ssize_t first, Py_ssize_t stop,
@@ -59,7 +59,7 @@ def im2col(cnp.ndarray x, geometry, str layout, cnp.ndarray pad_value, cnp.ndarr
             p.start += step
         else:
             p.stop += step
-    fc_plan_lowering(&p, size, False)
+    fc_plan_lowering(&p, size, False, to)
     if p.bytes > FC_STACK_BYTES:
         buffer = scratch(threads * p.bytes)
         work = <char*> cnp.PyArray_DATA(buffer)
@@ -81,7 +81,7 @@ def col2im(cnp.ndarray col, geometry, str layout, cnp.ndarray out, scratch, int 
     cdef int i
     if p.n == 0:
         return
-    fc_plan_lowering(&p, col.descr.itemsize, True)
+    fc_plan_lowering(&p, col.descr.itemsize, True, to)
     if p.bytes > FC_STACK_BYTES:
         buffer = scratch(threads * p.bytes)
         work = <char*> cnp.PyArray_DATA(buffer)

@@ -32,7 +32,7 @@ typedef struct {
     ptrdiff_t step_n, step_c, step_h;    /* in elements */
     ptrdiff_t start, stop;               /* elements that may be read, from x on */
     /* --- the plan --- */
-    ptrdiff_t itemsize;
+    ptrdiff_t itemsize, pad_bytes;       /* of what is moved at a time, and of an element of the caller's */
     int bypass;                          /* the result goes past the caches */
     ptrdiff_t channels, images;          /* that are turned at a time: "rows", "cs231n" */
     ptrdiff_t residues, line;            /* of padded rows modulo the stride: those that taps look at, and their length */
@@ -99,9 +99,31 @@ typedef fc_pair fc_element_128;
 #define FC_TEMPLATE "lower_images.h"
 #include "each_vector.h"
 
-/* Fill in the plan of im2col, or with `back` of col2im. */
-static void fc_plan_lowering(fc_lowering *l, ptrdiff_t itemsize, int back)
+/* Where windows lie side by side, each of their rows is one run of the image and of a "rows" matrix: an element of kw times
+ * the size, if there are such elements and all lie where they may. */
+static ptrdiff_t fc_join_columns(fc_lowering *l, ptrdiff_t itemsize, const void *out)
 {
+    const ptrdiff_t unit = l->kw, size = itemsize * unit;
+    if (l->layout != FC_ROWS || unit == 1 || l->sw != unit || l->dw != 1 || l->left || l->ow * unit > l->w || l->top ||
+        (l->oh - 1) * l->sh + (l->kh - 1) * l->dh >= l->h || size > 16 || (size & (size - 1)) ||
+        l->step_n % unit || l->step_c % unit || l->step_h % unit || ((uintptr_t)l->x | (uintptr_t)out) % size)
+        return itemsize;
+    l->w /= unit;
+    l->kw = l->sw = 1;
+    l->step_n /= unit;
+    l->step_c /= unit;
+    l->step_h /= unit;
+    l->start = -(-l->start / unit);
+    l->stop /= unit;
+    return size;
+}
+
+/* Fill in the plan of im2col into `out`, or with `back` of col2im. */
+static void fc_plan_lowering(fc_lowering *l, ptrdiff_t itemsize, int back, const void *out)
+{
+    l->pad_bytes = itemsize;
+    if (!back)
+        itemsize = fc_join_columns(l, itemsize, out);
     enum { TURNED_BYTES = 24576, NEAR_BYTES = 1 << 18 };
     const ptrdiff_t taps = l->kh * l->kw, places = l->oh * l->ow, lanes = fc_max(FC_VECTOR_BYTES / itemsize, 1);
     const ptrdiff_t columns = l->n * l->c * taps * places, image = l->n * l->c * l->h * l->w;
@@ -149,7 +171,9 @@ static void fc_plan_lowering(fc_lowering *l, ptrdiff_t itemsize, int back)
 
 #define FC_RUN(size)                                                                                                  \
     {                                                                                                                 \
-        const fc_element_##size pad_ = *(const fc_element_##size *)pad;                                               \
+        fc_element_##size pad_;                                                                                       \
+        memset(&pad_, 0, sizeof pad_); /* joined elements are never padded */                                         \
+        memcpy(&pad_, pad, (size_t)l->pad_bytes);                                                                     \
         if (l->layout == FC_COLUMNS)                                                                                  \
             fc_im2col_columns_##size(l, pad_, first, stop, &to, scratch);                                             \
         else if (l->layout == FC_ROWS)                                                                                \

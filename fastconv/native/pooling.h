@@ -117,7 +117,7 @@ static int fc_all_inside(const int64_t *indices, ptrdiff_t count, int64_t size)
 /* A common window that the plane's indices could come from, by some of the middle row; -1 if there is none. */
 static int fc_guess(const fc_chosen *a, const fc_pooling *p, const int64_t *indices)
 {
-    const ptrdiff_t y = p->oh / 2, count = p->ow < 8 ? p->ow : 8;
+    const ptrdiff_t y = p->oh / 2, count = p->ow < 4 ? p->ow : 4;
     for (int g = 0; g < FC_GUESSES; g++) {
         const ptrdiff_t k = fc_guesses[g].k, s = fc_guesses[g].s, pad = fc_guesses[g].pad;
         int right = a->guesses >> g & 1;
