@@ -10,18 +10,31 @@ import itertools
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any, Protocol
 
 import numpy as np
 
-from . import im2col_gemm, memory, reference
+from . import im2col_gemm, memory, reference, winograd
 from .geometry import Conv2dGeometry, Pool2dGeometry, Window2dGeometry
 
 Array = np.ndarray
 
 #: dtypes that compiled kernels compute in.
 KERNEL_DTYPES = (np.dtype(np.float32), np.dtype(np.float64))
+
+
+@dataclass(frozen=True)
+class WinogradFilters:
+    """Filters for Winograd's convolution: the tile, the weight as it is, and transformed where that was done before."""
+
+    tile: int
+    weight: Array
+    transformed: Array | None
+
+    @property
+    def nbytes(self) -> int:
+        return self.weight.nbytes + (0 if self.transformed is None else self.transformed.nbytes)
 
 
 @dataclass(frozen=True)
@@ -38,6 +51,10 @@ class Backend(Protocol):
     An algorithm is a set of methods named after it: ``<algorithm>_<operation>`` runs an operation,
     ``<algorithm>_unsupported`` says why it could not, ``<algorithm>_bytes`` what scratch it takes. Beside ``direct``, a
     backend may have ``implicit_gemm`` and ``winograd``; the table in :mod:`fastconv.dispatch` has those that it has.
+
+    The forward operation with a weight that was made ready before is an operation of its own, ``packed``:
+    ``<algorithm>_pack(weight, geometry)`` gives what ``<algorithm>_packed`` takes in place of the weight, an object with
+    ``nbytes``. An algorithm without these takes the weight as it is.
     """
 
     name: str
@@ -239,28 +256,45 @@ class CythonBackend(NumpyBackend):
     def winograd_unsupported(self, operation: str, geometry: Conv2dGeometry, dtype: np.dtype) -> str | None:
         if operation == "backward_weight":
             return "backward_weight has no Winograd kernel"
-        if (geometry.kernel, geometry.stride, geometry.dilation) != ((3, 3), (1, 1), (1, 1)):
-            return (f"it is for 3x3 filters with stride 1 and dilation 1, not for kernel {geometry.kernel}, stride "
-                    f"{geometry.stride}, dilation {geometry.dilation}")
-        if operation == "backward_data" and max(*geometry.pads[0], *geometry.pads[1]) > 2:
-            return f"backward_data is for padding up to 2, not for {geometry.pads}"
+        why_not = winograd.unsupported(geometry)
+        if why_not is not None:
+            return why_not
+        most = geometry.kernel[0] - 1
+        if operation == "backward_data" and max(*geometry.pads[0], *geometry.pads[1]) > most:
+            return f"backward_data is for padding up to {most}, not for {geometry.pads}"
         return self.direct_unsupported(operation, geometry, dtype)
 
     def winograd_bytes(self, operation: str, geometry: Conv2dGeometry, dtype: np.dtype, threads: int) -> int:
-        return self._bytes(self._kernels().winograd_workspace, operation, geometry, dtype, threads)
+        # a handle may have been packed for another batch, and so with another tile
+        tiles = winograd.TILES[geometry.kernel[0]] if operation == "packed" else (winograd.best_tile(operation, geometry),)
+        return max(self._bytes(partial(self._kernels().winograd_workspace, tile), operation, geometry, dtype, threads)
+                   for tile in tiles)
 
     def winograd_forward(self, x: Array, weight: Array, bias: Array | None, relu: bool, geometry: Conv2dGeometry,
                          out: Array, budget: Budget) -> None:
-        if not self._kernels().winograd_convolve(x, weight, bias, relu, False, geometry, out,
-                                                 memory.scratch(budget.nbytes), budget.threads):
+        filters = WinogradFilters(winograd.best_tile("forward", geometry), weight, None)
+        self.winograd_packed(x, filters, bias, relu, geometry, out, budget)
+
+    def winograd_pack(self, weight: Array, geometry: Conv2dGeometry) -> WinogradFilters:
+        kernels, tile = self._kernels(), winograd.best_tile("packed", geometry)
+        nbytes = kernels.winograd_pack_bytes(tile, geometry, weight.itemsize)
+        transformed = memory.aligned_bytes("the packed weight", nbytes)
+        kernels.winograd_pack(tile, weight, geometry, transformed)
+        return WinogradFilters(tile, weight, transformed)
+
+    def winograd_packed(self, x: Array, filters: WinogradFilters, bias: Array | None, relu: bool,
+                        geometry: Conv2dGeometry, out: Array, budget: Budget) -> None:
+        if not self._kernels().winograd_convolve(filters.tile, x, filters.weight, filters.transformed, bias, relu, False,
+                                                 geometry, out, memory.scratch(budget.nbytes), budget.threads):
             # rule 13: something is not finite, and the transforms spread it further than the definition does
             nbytes = self.direct_bytes("forward", geometry, x.dtype, budget.threads)
-            self.direct_forward(x, weight, bias, relu, geometry, out, replace(budget, nbytes=nbytes))
+            self.direct_forward(x, filters.weight, bias, relu, geometry, out, replace(budget, nbytes=nbytes))
 
     def winograd_backward_data(self, dout: Array, weight: Array, geometry: Conv2dGeometry, out: Array,
                                budget: Budget) -> None:
-        if not self._kernels().winograd_convolve(dout, weight, None, False, True, geometry, out,
-                                                 memory.scratch(budget.nbytes), budget.threads):
+        if not self._kernels().winograd_convolve(winograd.best_tile("backward_data", geometry), dout, weight, None, None,
+                                                 False, True, geometry, out, memory.scratch(budget.nbytes),
+                                                 budget.threads):
             nbytes = self.direct_bytes("backward_data", geometry, dout.dtype, budget.threads)
             self.direct_backward_data(dout, weight, geometry, out, replace(budget, nbytes=nbytes))
 

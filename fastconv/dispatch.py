@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from . import im2col_gemm, memory
+from . import im2col_gemm, memory, winograd
 from . import options as _options
 from .backends import Backend, Budget, CythonBackend, NumpyBackend
 from .geometry import Conv2dGeometry, conv2d_geometry
@@ -254,7 +254,6 @@ _RUN, _ROW = 3.0, 20.0  # implicit GEMM: to pack one run of pixels of one term, 
 _FLAT = 11.0  # implicit GEMM: to copy the rows that a panel sees, for each channel and unit of the strides
 _OUT = 80.0  # to begin and end the sums of a tile's pixels of one channel, and to write them to memory
 _STORE = 70.0  # direct: the same by way of scratch, as tiles that cross the ends of rows are
-_TO_TILES, _FROM_TILES, _FILTERS = 20.0, 30.0, 60.0  # Winograd: to transform a tile of a channel, back, and a filter
 _SPARSE = 0.25  # direct backward weight: what its copies cost where few taps share them
 _ACROSS = 1.2  # direct backward weight: to add up the lanes of its sums
 _SINGLE = 3.0  # direct backward data: one output channel, whose FMAs wait for each other and for loads
@@ -310,16 +309,8 @@ def estimate(algorithm: str, operation: str, geometry: Conv2dGeometry) -> float:
         pack = _RUN * (_PANEL / width + 1) + _ROW + _FLAT * geometry.stride[0] * geometry.stride[1] / geometry.taps
         return waste + pack / (_PANEL_FMAS * rows) + _OUT / (_PANEL_FMAS * terms)
     if algorithm == "winograd":
-        tiles_of_image = -(-height // 4) * -(-width // 4)
-        tiles = max(geometry.batch, 1) * tiles_of_image
-        used = tiles / (-(-tiles // _LANES) * _LANES)  # lanes that hold a tile
-        channels = terms // geometry.taps
-        fmas = 9 * 16 / _LANES * rows * channels  # of the definition, for a tile
-        # one vector of tiles leaves the FMA units waiting for each other
-        work = 36 / _LANES / used * rows * channels * (2 if tiles <= _LANES else 1)
-        work += _TO_TILES * (1 + _LANES / min(-(-width // 4), _LANES)) * channels + _FROM_TILES / used * rows
-        work += _FILTERS * rows * channels / tiles
-        return work / fmas * tiles_of_image * 16 / (height * width) + _OUT / (_PANEL_FMAS * terms)
+        fmas = terms * rows * height * width * max(geometry.batch, 1) / _LANES  # of the definition
+        return winograd.cost(operation, geometry, winograd.best_tile(operation, geometry)) / fmas
     raise ValueError(f"no estimate for algorithm {algorithm!r}")
 
 

@@ -96,6 +96,18 @@ def watch_scratch() -> Iterator[ScratchWatch]:
         _local.watch = before
 
 
+def _aligned(nbytes: int) -> np.ndarray:
+    raw = np.empty(nbytes + 64, np.uint8)
+    start = -raw.ctypes.data % 64
+    return raw[start:start + nbytes]
+
+
+def aligned_bytes(what: str, nbytes: int) -> np.ndarray:
+    """`nbytes` of uninitialised bytes that start at a cache line; `what` names them in errors."""
+    check_bytes(what, nbytes)
+    return _aligned(nbytes)
+
+
 def scratch(nbytes: int) -> np.ndarray:
     """At least `nbytes` of uninitialised bytes that start at a cache line; valid until this thread's next call.
 
@@ -110,9 +122,7 @@ def scratch(nbytes: int) -> np.ndarray:
         return kept
     _local.buffer = None
     check_bytes("scratch memory", nbytes)
-    raw = np.empty(nbytes + 64, np.uint8)
-    start = -raw.ctypes.data % 64
-    buffer = raw[start:start + nbytes]
+    buffer = _aligned(nbytes)
     if nbytes <= KEPT_SCRATCH_BYTES:
         _local.buffer, _local.generation = buffer, _generation
     return buffer

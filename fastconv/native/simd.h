@@ -11,6 +11,9 @@
  *   SSE2      16 registers   6 x 2 vectors   12 + 2 + 2 = 16 (no FMA: the product needs a register)
  *   NEON      32 registers   6 x 4 vectors   24 + 4 + 1 = 29
  *
+ * Winograd's products come from panels of 8 rows, which divide most numbers of channels: 8 x 3 (24 + 3 + 1), 4 x 3
+ * (12 + 3 + 1) and 4 x 2 (8 + 2 + 2) vectors.
+ *
  * A tile of m x n vectors does m*n FMAs for m broadcasts and n loads. Two FMA units with a latency of 4 need at least 8
  * accumulators, two load ports need m + n <= m*n: every full tile here satisfies both.
  */
@@ -24,17 +27,26 @@
 #if defined(__AVX512F__)
 #define FC_VECTOR_BYTES 64
 #define FC_TILE_VECTORS 4
+#define FC_PRODUCT_ROWS 8
+#define FC_PRODUCT_VECTORS 3
 #elif defined(__AVX2__)
 #define FC_VECTOR_BYTES 32
 #define FC_TILE_VECTORS 2
+#define FC_PRODUCT_ROWS 4
+#define FC_PRODUCT_VECTORS 3
 #elif defined(__aarch64__)
 #define FC_VECTOR_BYTES 16
 #define FC_TILE_VECTORS 4
+#define FC_PRODUCT_ROWS 8
+#define FC_PRODUCT_VECTORS 3
 #else
 #define FC_VECTOR_BYTES 16
 #define FC_TILE_VECTORS 2
+#define FC_PRODUCT_ROWS 4
+#define FC_PRODUCT_VECTORS 2
 #endif
 #define FC_TILE_ROWS 6
+#define FC_PANEL 8 /* output channels of a panel of transformed filters, which FC_PRODUCT_ROWS divides */
 #define FC_PLANE_ROWS 4
 #define FC_PLANE_FILTER 7
 

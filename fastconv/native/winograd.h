@@ -1,21 +1,25 @@
-/* Template of Winograd's transforms for one element type; simd.h includes it after tiles.h, whose vectors it uses.
+/* Template of Winograd's transforms and products for one element type; simd.h includes it after tiles.h, whose vectors it uses.
  *
- * F(4x4, 3x3) (Winograd 1980; Lavin and Gray, Fast Algorithms for Convolutional Neural Networks, CVPR 2016): an output tile
- * of 4x4 comes from an input tile of 6x6 with 36 multiplications in place of 144,
+ * F(MxM, RxR) (Winograd 1980; Lavin and Gray, Fast Algorithms for Convolutional Neural Networks, CVPR 2016): an output tile
+ * of MxM comes from an input tile of NxN, N = M + R - 1, with N*N multiplications in place of M*M*R*R,
  *
  *     Y = A' [ (G g G') . (B' d B) ] A
  *
- * with the interpolation points 0, +-a, +-b and infinity. The matrices follow from the points alone (Toom-Cook): with
- * M(x) = x (x^2 - a^2) (x^2 - b^2),
+ * with N - 1 finite interpolation points and infinity. The matrices follow from the points alone (Toom-Cook): with
+ * M(x) = product of (x - p) over the finite points,
  *
- *     A'  has the columns (1, p, p^2, p^3) for a finite point p, and (0, 0, 0, 1);
- *     G   has the rows (1, p, p^2) / N(p) with N(p) = product of (p - q) over the other finite q, and (0, 0, 1);
+ *     A'  has the columns (1, p, ..., p^(M-1)) for a finite point p, and (0, ..., 0, 1);
+ *     G   has the rows (1, p, ..., p^(R-1)) / N(p) with N(p) = product of (p - q) over the other finite q, and (0, ..., 0, 1);
  *     B'  has the rows of coefficients of M(x) / (x - p), and of M(x), lowest first.
  *
- * With a^2 = 1/2 and b^2 = 2 (so a*b = 1, which keeps the powers of the points close to 1 and the root mean square
- * error at less than half of that of 1 and 2): M(x) = x - 5/2 x^3 + x^5, N(0) = 1, N(+-a) = -3/2, N(+-b) = 6. tests/test_winograd.py derives them anew.
+ *     F(4x4, 3x3), F(2x2, 5x5)   0, +-a, +-b with a^2 = 1/2 and b^2 = 2: M(x) = x - 5/2 x^3 + x^5, N(0) = 1,
+ *                                N(+-a) = -3/2, N(+-b) = 6. As a*b = 1, the powers of the points keep close to 1 and the
+ *                                root mean square error is less than half of that of 1 and 2. B' is the same for both.
+ *     F(2x2, 3x3)                0, +-1: M(x) = -x + x^3, N(0) = -1, N(+-1) = 2.
  *
- * Lanes are tiles. Everything is written so that each transform is a handful of FMAs on whole vectors.
+ * tests/test_winograd.py derives them anew. Lanes are tiles, in the transform of filters output channels. Everything is
+ * written so that each transform is a handful of FMAs on whole vectors. Functions below take M and R as constants; those at
+ * the end of the file are what the loops around them call.
  */
 
 #define VEC FC_NAME(vec)
@@ -30,8 +34,16 @@
 typedef FC_INT IUVEC __attribute__((vector_size(FC_VECTOR_BYTES), aligned(sizeof(FC_T)), may_alias));
 
 /* B' d, in place. */
-FC_INLINE void FC_NAME(winograd_b)(VEC d[6])
+FC_INLINE void FC_NAME(winograd_b)(const int n, VEC *d)
 {
+    if (n == 4) {
+        const VEC t0 = d[2] - d[0], t1 = d[1] + d[2], t2 = d[2] - d[1], t3 = d[3] - d[1];
+        d[0] = t0;
+        d[1] = t1;
+        d[2] = t2;
+        d[3] = t3;
+        return;
+    }
     const VEC t0 = d[0] - SPREAD(2.5) * d[2] + d[4];
     const VEC t5 = d[1] - SPREAD(2.5) * d[3] + d[5];
     const VEC even_a = d[4] - SPREAD(2) * d[2], odd_a = d[3] - SPREAD(2) * d[1];
@@ -45,27 +57,50 @@ FC_INLINE void FC_NAME(winograd_b)(VEC d[6])
 }
 
 /* A' m. */
-FC_INLINE void FC_NAME(winograd_a)(const VEC m[6], VEC y[4])
+FC_INLINE void FC_NAME(winograd_a)(const int m, const int n, const VEC *x, VEC *y)
 {
-    const VEC sum_a = m[1] + m[2], difference_a = m[1] - m[2];
-    const VEC sum_b = m[3] + m[4], difference_b = m[3] - m[4];
-    y[0] = m[0] + sum_a + sum_b;
+    const VEC sum_a = x[1] + x[2], difference_a = x[1] - x[2];
+    if (n == 4) {
+        y[0] = x[0] + sum_a;
+        y[1] = x[3] + difference_a;
+        return;
+    }
+    const VEC sum_b = x[3] + x[4], difference_b = x[3] - x[4];
+    y[0] = x[0] + sum_a + sum_b;
     y[1] = SPREAD(POINT_A) * difference_a + SPREAD(POINT_B) * difference_b;
+    if (m == 2) {
+        y[1] += x[5];
+        return;
+    }
     y[2] = SPREAD(0.5) * sum_a + SPREAD(2) * sum_b;
-    y[3] = m[5] + SPREAD(POINT_A / 2) * difference_a + SPREAD(2 * POINT_B) * difference_b;
+    y[3] = x[5] + SPREAD(POINT_A / 2) * difference_a + SPREAD(2 * POINT_B) * difference_b;
 }
 
 /* G g. */
-FC_INLINE void FC_NAME(winograd_g)(const VEC g[3], VEC u[6])
+FC_INLINE void FC_NAME(winograd_g)(const int n, const int r, const VEC *g, VEC *u)
 {
-    const VEC even_a = g[0] + SPREAD(0.5) * g[2], odd_a = SPREAD(POINT_A) * g[1];
-    const VEC even_b = g[0] + SPREAD(2) * g[2], odd_b = SPREAD(POINT_B) * g[1];
+    if (n == 4) {
+        const VEC even = SPREAD(0.5) * (g[0] + g[2]), odd = SPREAD(0.5) * g[1];
+        u[0] = -g[0];
+        u[1] = even + odd;
+        u[2] = even - odd;
+        u[3] = g[2];
+        return;
+    }
+    VEC even_a = g[0] + SPREAD(0.5) * g[2], odd_a = g[1];
+    VEC even_b = g[0] + SPREAD(2) * g[2], odd_b = g[1];
+    if (r == 5) {
+        even_a += SPREAD(0.25) * g[4];
+        odd_a += SPREAD(0.5) * g[3];
+        even_b += SPREAD(4) * g[4];
+        odd_b += SPREAD(2) * g[3];
+    }
     u[0] = g[0];
-    u[1] = SPREAD(-1.0 / 1.5) * (even_a + odd_a);
-    u[2] = SPREAD(-1.0 / 1.5) * (even_a - odd_a);
-    u[3] = SPREAD(1.0 / 6) * (even_b + odd_b);
-    u[4] = SPREAD(1.0 / 6) * (even_b - odd_b);
-    u[5] = g[2];
+    u[1] = SPREAD(-1.0 / 1.5) * (even_a + SPREAD(POINT_A) * odd_a);
+    u[2] = SPREAD(-1.0 / 1.5) * (even_a - SPREAD(POINT_A) * odd_a);
+    u[3] = SPREAD(1.0 / 6) * (even_b + SPREAD(POINT_B) * odd_b);
+    u[4] = SPREAD(1.0 / 6) * (even_b - SPREAD(POINT_B) * odd_b);
+    u[5] = g[r - 1];
 }
 
 /* LANES cells from row[cell] on, with zeros for cells outside [first, stop). */
@@ -95,93 +130,135 @@ FC_INLINE VEC FC_NAME(cells)(const FC_T *row, FC_INT cell, FC_INT first, FC_INT 
 #endif
 
 /* Transforms one row of `count` neighbouring tiles along the width: to[j*plane + t] gets (B' d)[j] of tile t, whose cells are
- * row[4*t] to row[4*t + 5], where cells outside [first, stop) count as zeros. Reads and stores whole vectors: the 5 vectors
- * from the first cell of every LANES tiles must be readable, and to[j*plane] have room for them. */
-static void FC_NAME(winograd_row)(const FC_T *row, ptrdiff_t first, ptrdiff_t stop, ptrdiff_t count, FC_T *to,
-                                  ptrdiff_t plane)
+ * row[m*t] to row[m*t + n - 1], where cells outside [first, stop) count as zeros. Reads and stores whole vectors: m vectors
+ * and LANES or 4 cells from the first cell of every LANES tiles must be readable, and to[j*plane] have room for them. What
+ * lies `ahead` (the next channel) is fetched meanwhile: the rows of a plane are too short for the hardware to follow. */
+FC_INLINE void FC_NAME(row_tiles)(const int m, const int r, const FC_T *row, ptrdiff_t first, ptrdiff_t stop,
+                                  ptrdiff_t count, FC_T *to, ptrdiff_t plane, ptrdiff_t ahead)
 {
+    enum { LINE = 64 / sizeof(FC_T) };
+    const int n = m + r - 1;
     for (ptrdiff_t t = 0; t < count; t += LANES) {
-        VEC w[5], d[6];
+        VEC d[6];
+        for (ptrdiff_t k = 0; k < m * LANES; k += LINE)
+            __builtin_prefetch(row + ahead + m * t + k);
+        if (m == 4) {
+            VEC w[5];
+            FC_UNROLL
+            for (int k = 0; k < 5; k++)
+                w[k] = FC_NAME(cells)(row, (FC_INT)(4 * t + k * LANES), (FC_INT)first, (FC_INT)stop);
+            const VEC e0 = FC_NAME(even)(w[0], w[1]), e1 = FC_NAME(even)(w[2], w[3]);
+            const VEC o0 = FC_NAME(odd)(w[0], w[1]), o1 = FC_NAME(odd)(w[2], w[3]);
+            d[0] = FC_NAME(even)(e0, e1);
+            d[1] = FC_NAME(even)(o0, o1);
+            d[2] = FC_NAME(odd)(e0, e1);
+            d[3] = FC_NAME(odd)(o0, o1);
+            d[4] = SHIFTED(d[0], w[4], 0); /* a tile's last two cells are the first two of the next */
+            d[5] = SHIFTED(d[1], w[4], 1);
+        } else {
+            FC_UNROLL
+            for (int j = 0; j < n; j += 2) {
+                const VEC x = FC_NAME(cells)(row, (FC_INT)(2 * t + j), (FC_INT)first, (FC_INT)stop);
+                const VEC y = FC_NAME(cells)(row, (FC_INT)(2 * t + j + LANES), (FC_INT)first, (FC_INT)stop);
+                d[j] = FC_NAME(even)(x, y);
+                d[j + 1] = FC_NAME(odd)(x, y);
+            }
+        }
+        FC_NAME(winograd_b)(n, d);
         FC_UNROLL
-        for (int k = 0; k < 5; k++)
-            w[k] = FC_NAME(cells)(row, (FC_INT)(4 * t + k * LANES), (FC_INT)first, (FC_INT)stop);
-        const VEC e0 = FC_NAME(even)(w[0], w[1]), e1 = FC_NAME(even)(w[2], w[3]);
-        const VEC o0 = FC_NAME(odd)(w[0], w[1]), o1 = FC_NAME(odd)(w[2], w[3]);
-        d[0] = FC_NAME(even)(e0, e1);
-        d[1] = FC_NAME(even)(o0, o1);
-        d[2] = FC_NAME(odd)(e0, e1);
-        d[3] = FC_NAME(odd)(o0, o1);
-        d[4] = SHIFTED(d[0], w[4], 0); /* a tile's last two cells are the first two of the next */
-        d[5] = SHIFTED(d[1], w[4], 1);
-        FC_NAME(winograd_b)(d);
-        FC_UNROLL
-        for (int j = 0; j < 6; j++)
+        for (int j = 0; j < n; j++)
             *(UVEC *)(to + j * plane + t) = d[j];
     }
 }
 #undef SHIFTED
 #undef FC_SHIFT
 
-/* Transforms along the height: from[(i*6 + j)*plane + t], i = 0..5, to v[(i*6 + j)*step + t], for `count` tiles. What the
- * next channel will be stored to lies `next` further: it is fetched meanwhile, because no hardware follows 36 streams. */
-static void FC_NAME(winograd_columns)(const FC_T *from, ptrdiff_t plane, ptrdiff_t count, FC_T *v, ptrdiff_t step,
-                                      ptrdiff_t next)
+/* Transforms along the height: from[(i*n + j)*plane + t] to v[(i*n + j)*step + t], for `count` tiles; with `whole` along the
+ * width before. What the next channel will be stored to lies `next` further: it is fetched meanwhile, because no hardware
+ * follows n*n streams. */
+FC_INLINE void FC_NAME(columns_tiles)(const int n, const int whole, const FC_T *from, ptrdiff_t plane, ptrdiff_t count,
+                                      FC_T *v, ptrdiff_t step, ptrdiff_t next)
 {
-    for (ptrdiff_t t = 0; t < count; t += LANES)
-        for (int j = 0; j < 6; j++) {
+    VEC half[6][6];
+    for (ptrdiff_t t = 0; t < count; t += LANES) {
+        if (whole)
+            for (int i = 0; i < n; i++) {
+                VEC d[6];
+                FC_UNROLL
+                for (int j = 0; j < n; j++)
+                    d[j] = *(const UVEC *)(from + (i * n + j) * plane + t);
+                FC_NAME(winograd_b)(n, d);
+                FC_UNROLL
+                for (int j = 0; j < n; j++)
+                    half[i][j] = d[j];
+            }
+        for (int j = 0; j < n; j++) {
             VEC d[6];
             FC_UNROLL
-            for (int i = 0; i < 6; i++)
-                d[i] = *(const UVEC *)(from + (i * 6 + j) * plane + t);
-            FC_NAME(winograd_b)(d);
+            for (int i = 0; i < n; i++) {
+                if (whole)
+                    d[i] = half[i][j];
+                else
+                    d[i] = *(const UVEC *)(from + (i * n + j) * plane + t);
+            }
+            FC_NAME(winograd_b)(n, d);
             FC_UNROLL
-            for (int i = 0; i < 6; i++) {
-                *(UVEC *)(v + (i * 6 + j) * step + t) = d[i];
-                __builtin_prefetch(v + (i * 6 + j) * step + t + next, 1);
+            for (int i = 0; i < n; i++) {
+                *(UVEC *)(v + (i * n + j) * step + t) = d[i];
+                __builtin_prefetch(v + (i * n + j) * step + t + next, 1);
             }
         }
+    }
 }
 
-/* Transforms products back: m[(i*6 + j)*plane + t] to pixels[r*line + 4*t + s] with r, s = 0..3, for `count` tiles, whole
+/* Transforms products back: x[(i*n + j)*plane + t] to pixels[i*line + m*t + j] with i, j < m, for `count` tiles, whole
  * vectors. Adds *bias, then FC_RELU. Returns 0 where a value was not finite before the ReLU. */
-static int FC_NAME(winograd_output)(const FC_T *m, ptrdiff_t plane, ptrdiff_t count, FC_T *pixels, ptrdiff_t line,
-                                    const FC_T *bias, int flags)
+FC_INLINE int FC_NAME(output_tiles)(const int m, const int r, const FC_T *x, ptrdiff_t plane, ptrdiff_t count,
+                                    FC_T *pixels, ptrdiff_t line, const FC_T *bias, int flags)
 {
+    const int n = m + r - 1;
     const VEC add = bias ? *bias - (VEC){0} : (VEC){0};
     VEC spoiled = (VEC){0};
     for (ptrdiff_t t = 0; t < count; t += LANES) {
         VEC half[4][6];
         FC_UNROLL
-        for (int j = 0; j < 6; j++) {
+        for (int j = 0; j < n; j++) {
             VEC column[6], y[4];
             FC_UNROLL
-            for (int i = 0; i < 6; i++)
-                column[i] = *(const UVEC *)(m + (i * 6 + j) * plane + t);
-            FC_NAME(winograd_a)(column, y);
+            for (int i = 0; i < n; i++)
+                column[i] = *(const UVEC *)(x + (i * n + j) * plane + t);
+            FC_NAME(winograd_a)(m, n, column, y);
             FC_UNROLL
-            for (int r = 0; r < 4; r++)
-                half[r][j] = y[r];
+            for (int i = 0; i < m; i++)
+                half[i][j] = y[i];
         }
         FC_UNROLL
-        for (int r = 0; r < 4; r++) {
+        for (int i = 0; i < m; i++) {
             VEC y[4], a, b, c, d, e, f, g, h;
-            FC_NAME(winograd_a)(half[r], y);
+            FC_T *to = pixels + i * line + m * t;
+            FC_NAME(winograd_a)(m, n, half[i], y);
             FC_UNROLL
-            for (int s = 0; s < 4; s++) {
-                y[s] += add;
-                spoiled += y[s] * SPREAD(0); /* NaN from the first infinity or NaN on */
+            for (int j = 0; j < m; j++) {
+                y[j] += add;
+                spoiled += y[j] * SPREAD(0); /* NaN from the first infinity or NaN on */
                 if (flags & FC_RELU)
-                    y[s] = (VEC)((IVEC)y[s] & ~(IVEC)(y[s] < (VEC){0}));
+                    y[j] = (VEC)((IVEC)y[j] & ~(IVEC)(y[j] < (VEC){0}));
             }
-            /* four vectors of one column each -> four vectors of neighbouring pixels */
+            /* vectors of one column each -> vectors of neighbouring pixels */
+            if (m == 2) {
+                FC_NAME(zip)(y[0], y[1], &a, &b);
+                *(UVEC *)to = a;
+                *(UVEC *)(to + LANES) = b;
+                continue;
+            }
             FC_NAME(zip)(y[0], y[2], &a, &b);
             FC_NAME(zip)(y[1], y[3], &c, &d);
             FC_NAME(zip)(a, c, &e, &f);
             FC_NAME(zip)(b, d, &g, &h);
-            *(UVEC *)(pixels + r * line + 4 * t) = e;
-            *(UVEC *)(pixels + r * line + 4 * t + LANES) = f;
-            *(UVEC *)(pixels + r * line + 4 * t + 2 * LANES) = g;
-            *(UVEC *)(pixels + r * line + 4 * t + 3 * LANES) = h;
+            *(UVEC *)to = e;
+            *(UVEC *)(to + LANES) = f;
+            *(UVEC *)(to + 2 * LANES) = g;
+            *(UVEC *)(to + 3 * LANES) = h;
         }
     }
     return FC_NAME(sum_lanes)(spoiled) == 0;
@@ -196,78 +273,193 @@ FC_INLINE void FC_NAME(transpose)(const FC_T *from, ptrdiff_t step, VEC column[F
     FC_NAME(turn)(column);
 }
 
-/* The 9 taps of `count` filters g[i*step + tap]: tap[k] has tap k of all of them. Nothing is read at `end` or behind. */
-FC_INLINE void FC_NAME(taps)(const FC_T *g, ptrdiff_t step, ptrdiff_t count, const FC_T *end, VEC tap[9])
+/* The taps of `count` filters g[i*step + k]: tap[k] has tap k of all of them, and zeros behind. Nothing is read at `end` or
+ * behind. */
+FC_INLINE void FC_NAME(taps)(const int taps, const FC_T *g, ptrdiff_t step, ptrdiff_t count, const FC_T *end, VEC *tap)
 {
-    enum { WHOLE = 9 - 9 % (FC_LANES < 9 ? FC_LANES : 9) }; /* taps that come from transpositions */
-    FC_T lane[9][FC_LANES];
-    if (count == LANES && g + (LANES - 1) * step + WHOLE + LANES <= end) {
+    enum { MOST = 25 };
+    FC_T lane[MOST][FC_LANES];
+    const int whole = (taps + FC_LANES / 2 - 1) / FC_LANES * FC_LANES; /* what comes from transpositions */
+    if (count == LANES && g + (LANES - 1) * step + whole <= end) {
         FC_UNROLL
-        for (int k = 0; k < WHOLE; k += FC_LANES) {
+        for (int k = 0; k < whole; k += FC_LANES) {
             VEC column[FC_LANES];
             FC_NAME(transpose)(g + k, step, column);
             FC_UNROLL
             for (int i = 0; i < FC_LANES; i++)
-                if (k + i < 9)
+                if (k + i < taps)
                     tap[k + i] = column[i];
         }
-        if (WHOLE == 8) {
+        for (int k = whole; k < taps; k++) {
             for (int i = 0; i < FC_LANES; i++)
-                lane[8][i] = g[i * step + 8];
-            tap[8] = *(const UVEC *)lane[8];
+                lane[k][i] = g[i * step + k];
+            tap[k] = *(const UVEC *)lane[k];
         }
         return;
     }
     memset(lane, 0, sizeof lane);
     for (ptrdiff_t i = 0; i < count; i++)
-        for (int k = 0; k < 9; k++)
+        for (int k = 0; k < taps; k++)
             lane[k][i] = g[i * step + k];
-    FC_UNROLL
-    for (int k = 0; k < 9; k++)
+    for (int k = 0; k < taps; k++)
         tap[k] = *(const UVEC *)lane[k];
 }
 
-/* Transforms the filters of one output channel: g[c*step + tap] (tap = kh*3 + kw) to u[(i*6 + j)*plane + c], for all
- * `channels`; turned by 180 degrees where `turn` is not 0. Nothing is read at `end` or behind. */
-static void FC_NAME(winograd_filters)(const FC_T *g, ptrdiff_t step, int turn, ptrdiff_t channels, const FC_T *end,
-                                      FC_T *u, ptrdiff_t plane)
+/* Transforms the filters of up to LANES output channels, `count` of which exist: g[i*step + s*source_step + tap] of output
+ * channel i and input channel s to u[(y*n + x)*plane + s*FC_PANEL + i], for all `sources`; turned by 180 degrees where `turn`
+ * is not 0. A panel has FC_PANEL output channels: where a vector has more, the rest goes `panel` further.
+ * Nothing is read at `end` or behind. */
+FC_INLINE void FC_NAME(filter_tiles)(const int m, const int r, const FC_T *g, ptrdiff_t step, ptrdiff_t source_step, int turn,
+                                     ptrdiff_t count, ptrdiff_t sources, const FC_T *end, FC_T *u, ptrdiff_t plane,
+                                     ptrdiff_t panel)
 {
-    for (ptrdiff_t c = 0; c < channels; c += LANES) {
-        const ptrdiff_t count = channels - c < LANES ? channels - c : LANES;
-        VEC tap[9], half[6][3];
-        FC_NAME(taps)(g + c * step, step, count, end, tap);
+    enum { STORED = FC_LANES < FC_PANEL ? FC_LANES : FC_PANEL };
+    const int n = m + r - 1;
+    for (ptrdiff_t s = 0; s < sources; s++) {
+        VEC tap[25], half[6][5];
+        FC_NAME(taps)(r * r, g + s * source_step, step, count, end, tap);
         FC_UNROLL
-        for (int j = 0; j < 3; j++) {
-            VEC column[3], y[6];
+        for (int j = 0; j < r; j++) {
+            VEC column[5], y[6];
             FC_UNROLL
-            for (int i = 0; i < 3; i++)
-                column[i] = turn ? tap[8 - i * 3 - j] : tap[i * 3 + j];
-            FC_NAME(winograd_g)(column, y);
+            for (int i = 0; i < r; i++)
+                column[i] = turn ? tap[r * r - 1 - i * r - j] : tap[i * r + j];
+            FC_NAME(winograd_g)(n, r, column, y);
             FC_UNROLL
-            for (int i = 0; i < 6; i++)
+            for (int i = 0; i < n; i++)
                 half[i][j] = y[i];
         }
-        for (int i = 0; i < 6; i++) {
+        FC_UNROLL
+        for (int i = 0; i < n; i++) {
             VEC y[6];
-            FC_NAME(winograd_g)(half[i], y);
+            FC_NAME(winograd_g)(n, r, half[i], y);
             FC_UNROLL
-            for (int j = 0; j < 6; j++) {
-                FC_T *to = u + (i * 6 + j) * plane + c;
-                if (count == LANES)
-                    *(UVEC *)to = y[j];
-                else {
-                    FC_T lane[FC_LANES];
-                    *(UVEC *)lane = y[j];
-                    for (ptrdiff_t k = 0; k < count; k++) {
-                        FC_FEW;
-                        to[k] = lane[k];
-                    }
-                }
+            for (int j = 0; j < n; j++) {
+                FC_T *to = u + (i * n + j) * plane + s * FC_PANEL;
+                memcpy(to, &y[j], STORED * sizeof(FC_T));
+                if (FC_LANES > FC_PANEL)
+                    memcpy(to + panel, (const FC_T *)&y[j] + STORED, STORED * sizeof(FC_T));
             }
         }
     }
 }
 
+/* Product tile: c[i][p] = sum over s of a[s*FC_PANEL + i] * b[s*ldb + p] for `rows` rows and `vectors` vectors of p; the
+ * n*FC_PANEL elements at `ahead`, of the panel that comes next, are fetched meanwhile. Called with constant `rows` and
+ * `vectors` only. */
+FC_INLINE void FC_NAME(product)(const int rows, const int vectors, const FC_T *a, const FC_T *ahead, const FC_T *b,
+                                ptrdiff_t ldb, ptrdiff_t n, FC_T *c, ptrdiff_t ldc)
+{
+    VEC acc[FC_PRODUCT_ROWS][FC_PRODUCT_VECTORS];
+    FC_UNROLL
+    for (int i = 0; i < rows; i++)
+        FC_UNROLL
+        for (int j = 0; j < vectors; j++)
+            acc[i][j] = (VEC){0};
+    for (ptrdiff_t s = 0; s < n; s++) {
+        VEC right[FC_PRODUCT_VECTORS];
+        FC_UNROLL
+        for (int j = 0; j < vectors; j++)
+            right[j] = *(const UVEC *)(b + s * ldb + j * LANES);
+        __builtin_prefetch(ahead + s * FC_PANEL);
+        FC_UNROLL
+        for (int i = 0; i < rows; i++) {
+            const VEC left = a[s * FC_PANEL + i] - (VEC){0}; /* broadcast */
+            FC_UNROLL
+            for (int j = 0; j < vectors; j++)
+                acc[i][j] += left * right[j];
+        }
+    }
+    FC_UNROLL
+    for (int i = 0; i < rows; i++)
+        FC_UNROLL
+        for (int j = 0; j < vectors; j++)
+            *(UVEC *)(c + i * ldc + j * LANES) = acc[i][j];
+}
+
+#define PRODUCT(V)                                                                                                   \
+    __attribute__((noinline)) static void FC_NAME(product_##V)(const FC_T *a, const FC_T *ahead, const FC_T *b,       \
+                                                               ptrdiff_t ldb, ptrdiff_t n, FC_T *c, ptrdiff_t ldc)    \
+    {                                                                                                                \
+        FC_NAME(product)(FC_PRODUCT_ROWS, V, a, ahead, b, ldb, n, c, ldc);                                           \
+    }
+PRODUCT(1)
+PRODUCT(2)
+#if FC_PRODUCT_VECTORS == 3
+PRODUCT(3)
+#endif
+#undef PRODUCT
+
+/* (FC_PANEL, n) @ (n, vectors*LANES): one panel of U with V of one block of tiles. */
+static void FC_NAME(winograd_product)(const FC_T *a, const FC_T *ahead, const FC_T *b, ptrdiff_t ldb, ptrdiff_t n,
+                                      ptrdiff_t vectors, FC_T *c, ptrdiff_t ldc)
+{
+    for (int i = 0; i < FC_PANEL; i += FC_PRODUCT_ROWS) {
+        const FC_T *right = b;
+        FC_T *to = c + i * ldc;
+        for (ptrdiff_t left = vectors, taken; left; left -= taken, right += taken * LANES, to += taken * LANES) {
+#if FC_PRODUCT_VECTORS == 3
+            if (left == 3 || left > 4) { /* two twos are better than three and one */
+                taken = 3;
+                FC_NAME(product_3)(a + i, ahead, right, ldb, n, to, ldc);
+                continue;
+            }
+#endif
+            taken = left < 2 ? left : 2;
+            (taken == 2 ? FC_NAME(product_2) : FC_NAME(product_1))(a + i, ahead, right, ldb, n, to, ldc);
+        }
+    }
+}
+
+/* What follows takes `tile` and `filter`, the M and R of F(MxM, RxR): 4 and 3, 2 and 3, or 2 and 5. */
+#define BY_TILE(call)                                                                                                \
+    if (tile == 4)                                                                                                   \
+        call(4, 3);                                                                                                  \
+    else if (filter == 3)                                                                                            \
+        call(2, 3);                                                                                                  \
+    else                                                                                                             \
+        call(2, 5)
+
+static void FC_NAME(winograd_row)(int tile, int filter, const FC_T *row, ptrdiff_t first, ptrdiff_t stop, ptrdiff_t count,
+                                  FC_T *to, ptrdiff_t plane, ptrdiff_t ahead)
+{
+#define ROW(M, R) FC_NAME(row_tiles)(M, R, row, first, stop, count, to, plane, ahead)
+    BY_TILE(ROW);
+#undef ROW
+}
+
+static void FC_NAME(winograd_columns)(int n, int whole, const FC_T *from, ptrdiff_t plane, ptrdiff_t count, FC_T *v,
+                                      ptrdiff_t step, ptrdiff_t next)
+{
+    if (n == 6 && whole)
+        FC_NAME(columns_tiles)(6, 1, from, plane, count, v, step, next);
+    else if (n == 6)
+        FC_NAME(columns_tiles)(6, 0, from, plane, count, v, step, next);
+    else if (whole)
+        FC_NAME(columns_tiles)(4, 1, from, plane, count, v, step, next);
+    else
+        FC_NAME(columns_tiles)(4, 0, from, plane, count, v, step, next);
+}
+
+static int FC_NAME(winograd_output)(int tile, int filter, const FC_T *x, ptrdiff_t plane, ptrdiff_t count, FC_T *pixels,
+                                    ptrdiff_t line, const FC_T *bias, int flags)
+{
+#define OUTPUT(M, R) return FC_NAME(output_tiles)(M, R, x, plane, count, pixels, line, bias, flags)
+    BY_TILE(OUTPUT);
+#undef OUTPUT
+}
+
+static void FC_NAME(winograd_filters)(int tile, int filter, const FC_T *g, ptrdiff_t step, ptrdiff_t source_step, int turn,
+                                      ptrdiff_t count, ptrdiff_t sources, const FC_T *end, FC_T *u, ptrdiff_t plane,
+                                      ptrdiff_t panel)
+{
+#define FILTERS(M, R) \
+    FC_NAME(filter_tiles)(M, R, g, step, source_step, turn, count, sources, end, u, plane, panel)
+    BY_TILE(FILTERS);
+#undef FILTERS
+}
+
+#undef BY_TILE
 #undef VEC
 #undef IVEC
 #undef UVEC
