@@ -17,7 +17,7 @@
 #
 # Where there are blocks of tiles enough, each thread takes one through all of it, and V stays in its L2. Otherwise the threads
 # share a V. Order of work then, for a few blocks of tiles at a time ("super-block"): transform its V; then for each block of about
-# BLOCK_K output channels and each block of tiles, the products into M (that one block of channels only: 442 kB in float32)
+# BLOCK_K output channels and each block of tiles, the products into M (that one block of channels only: 295 kB in float32)
 # and the output transform of it, from which the pixels go to the output with bias and ReLU. V's slice of one of the
 # products is used by all rows of U while it lies in L1/L2. The transformed filters U are kept for the whole call where they
 # take at most KEPT_FILTERS bytes; otherwise each block of channels transforms its own when its turn comes, and a
@@ -51,7 +51,7 @@ cdef extern from "simd.h" nogil:
 
 cdef enum:
     BLOCK_TILES = 64
-    BLOCK_K = 48
+    BLOCK_K = 32
     CHANNELS_AT_ONCE = 16     # of one item of the input transform
     SHORT_RUN = 4             # tiles of a row, below or at which cells are copied one by one
     KEPT_FILTERS = 12582912   # bytes of U that are transformed once for a call
@@ -97,7 +97,8 @@ cdef inline Py_ssize_t unit_panels(Py_ssize_t itemsize) noexcept nogil:
 cdef void plan_winograd(Winograd* job, const Window* v, bint backward, int tile, bint given, Py_ssize_t itemsize,
                         Py_ssize_t threads) noexcept nogil:
     cdef Py_ssize_t cg = v.c // v.groups, kg = v.k // v.groups, taps = v.kh * v.kw, lanes = FC_VECTOR_BYTES // itemsize
-    cdef Py_ssize_t block_units, cells
+    cdef Py_ssize_t block_units, cells, u_bytes
+    cdef bint once
     memset(job, 0, sizeof(Winograd))
     job.batch, job.groups = v.n, v.groups
     job.tile, job.filter = tile, v.kh
@@ -126,7 +127,10 @@ cdef void plan_winograd(Winograd* job, const Window* v, bint backward, int tile,
     job.v_block = job.planes * job.v_plane
     job.units = ceil_div(job.rows, FC_PANEL * unit_panels(itemsize))
     job.given = given
-    job.kept = given or job.units * unit_panels(itemsize) * job.u_panel * itemsize <= KEPT_FILTERS
+    u_bytes = job.units * unit_panels(itemsize) * job.u_panel * itemsize
+    # for no more tiles than one super-block has, the filters are needed once: then the smaller of U and V stays
+    once = job.blocks * job.v_block * itemsize <= least(V_BYTES, u_bytes)
+    job.kept = given or (u_bytes <= KEPT_FILTERS and not once)
     job.apart = job.kept and (threads == 1 or job.blocks >= 2 * threads)
     if job.apart:
         job.super = 0
