@@ -76,6 +76,13 @@ typedef struct {
     ptrdiff_t row, shift;
 } fc_tap;
 
+/* A few neighbouring tiles along the width, at most LANES/M of F(MxM, RxR): where their first row of cells begins and the next
+ * ones follow, which cells of a row and which rows are in the image, and the lane of the first tile. */
+typedef struct {
+    const void *row;
+    ptrdiff_t step, first, stop, top, bottom, lane;
+} fc_piece;
+
 #define FC_T float
 #define FC_INT int32_t
 #define FC_LANES (FC_VECTOR_BYTES / 4)

@@ -173,34 +173,80 @@ FC_INLINE void FC_NAME(row_tiles)(const int m, const int r, const FC_T *row, ptr
 #undef SHIFTED
 #undef FC_SHIFT
 
-/* Transforms along the height: from[(i*n + j)*plane + t] to v[(i*n + j)*step + t], for `count` tiles; with `whole` along the
- * width before. What the next channel will be stored to lies `next` further: it is fetched meanwhile, because no hardware
- * follows n*n streams. */
-FC_INLINE void FC_NAME(columns_tiles)(const int n, const int whole, const FC_T *from, ptrdiff_t plane, ptrdiff_t count,
-                                      FC_T *v, ptrdiff_t step, ptrdiff_t next)
+/* Transforms all rows of cells of m pieces along the width: to[(i*n + j)*plane + lane] gets (B' d)[j] of row i of a tile.
+ * Vectors of m pieces are taken apart as m neighbouring vectors of one row are in row_tiles. LANES + 4 cells from the first
+ * of each row in the image must be readable. Stores LANES/m lanes from that of each piece on: what lies behind a piece of
+ * fewer tiles comes later. */
+FC_INLINE void FC_NAME(row_pieces)(const int m, const int r, const fc_piece *piece, FC_T *to, ptrdiff_t plane,
+                                   ptrdiff_t ahead)
 {
-    VEC half[6][6];
-    for (ptrdiff_t t = 0; t < count; t += LANES) {
-        if (whole)
-            for (int i = 0; i < n; i++) {
-                VEC d[6];
-                FC_UNROLL
-                for (int j = 0; j < n; j++)
-                    d[j] = *(const UVEC *)(from + (i * n + j) * plane + t);
-                FC_NAME(winograd_b)(n, d);
-                FC_UNROLL
-                for (int j = 0; j < n; j++)
-                    half[i][j] = d[j];
+    enum { LINE = 64 / sizeof(FC_T) };
+    const int n = m + r - 1, each = FC_LANES / m;
+    int dense = 1;
+    for (int k = 1; k < m; k++)
+        dense &= piece[k].lane == piece[0].lane + k * each;
+    for (int i = 0; i < n; i++, to += n * plane) {
+        VEC d[6], w[4], z[4];
+        const FC_T *row[4];
+        FC_INT first[4], stop[4];
+        FC_UNROLL
+        for (int k = 0; k < m; k++) {
+            const int inside = i >= piece[k].top && i < piece[k].bottom;
+            const ptrdiff_t y = inside ? i : piece[k].top; /* any row that may be read */
+            row[k] = (const FC_T *)piece[k].row + y * piece[k].step;
+            first[k] = (FC_INT)piece[k].first;
+            stop[k] = inside ? (FC_INT)piece[k].stop : 0;
+            for (ptrdiff_t cell = 0; cell < LANES + 4; cell += LINE)
+                __builtin_prefetch(row[k] + ahead + cell);
+        }
+        if (m == 4) {
+            FC_UNROLL
+            for (int k = 0; k < 4; k++) {
+                w[k] = FC_NAME(cells)(row[k], 0, first[k], stop[k]);
+                z[k] = FC_NAME(cells)(row[k], 4, first[k], stop[k]);
             }
+            const VEC e0 = FC_NAME(even)(w[0], w[1]), e1 = FC_NAME(even)(w[2], w[3]);
+            const VEC o0 = FC_NAME(odd)(w[0], w[1]), o1 = FC_NAME(odd)(w[2], w[3]);
+            d[0] = FC_NAME(even)(e0, e1);
+            d[1] = FC_NAME(even)(o0, o1);
+            d[2] = FC_NAME(odd)(e0, e1);
+            d[3] = FC_NAME(odd)(o0, o1);
+            d[4] = FC_NAME(even)(FC_NAME(even)(z[0], z[1]), FC_NAME(even)(z[2], z[3]));
+            d[5] = FC_NAME(even)(FC_NAME(odd)(z[0], z[1]), FC_NAME(odd)(z[2], z[3]));
+        } else {
+            FC_UNROLL
+            for (int j = 0; j < n; j += 2) {
+                const VEC x = FC_NAME(cells)(row[0], j, first[0], stop[0]);
+                const VEC y = FC_NAME(cells)(row[1], j, first[1], stop[1]);
+                d[j] = FC_NAME(even)(x, y);
+                d[j + 1] = FC_NAME(odd)(x, y);
+            }
+        }
+        FC_NAME(winograd_b)(n, d);
+        FC_UNROLL
+        for (int j = 0; j < n; j++) {
+            if (dense) {
+                *(UVEC *)(to + j * plane + piece[0].lane) = d[j];
+                continue;
+            }
+            FC_UNROLL
+            for (int k = 0; k < m; k++)
+                memcpy(to + j * plane + piece[k].lane, (const FC_T *)&d[j] + k * each, each * sizeof(FC_T));
+        }
+    }
+}
+
+/* Transforms along the height: from[(i*n + j)*plane + t] to v[(i*n + j)*step + t], for `count` tiles. What the next channel
+ * will be stored to lies `next` further: it is fetched meanwhile, because no hardware follows n*n streams. */
+FC_INLINE void FC_NAME(columns_tiles)(const int n, const FC_T *from, ptrdiff_t plane, ptrdiff_t count, FC_T *v,
+                                      ptrdiff_t step, ptrdiff_t next)
+{
+    for (ptrdiff_t t = 0; t < count; t += LANES)
         for (int j = 0; j < n; j++) {
             VEC d[6];
             FC_UNROLL
-            for (int i = 0; i < n; i++) {
-                if (whole)
-                    d[i] = half[i][j];
-                else
-                    d[i] = *(const UVEC *)(from + (i * n + j) * plane + t);
-            }
+            for (int i = 0; i < n; i++)
+                d[i] = *(const UVEC *)(from + (i * n + j) * plane + t);
             FC_NAME(winograd_b)(n, d);
             FC_UNROLL
             for (int i = 0; i < n; i++) {
@@ -208,7 +254,6 @@ FC_INLINE void FC_NAME(columns_tiles)(const int n, const int whole, const FC_T *
                 __builtin_prefetch(v + (i * n + j) * step + t + next, 1);
             }
         }
-    }
 }
 
 /* Transforms products back: x[(i*n + j)*plane + t] to pixels[i*line + m*t + j] with i, j < m, for `count` tiles, whole
@@ -428,17 +473,20 @@ static void FC_NAME(winograd_row)(int tile, int filter, const FC_T *row, ptrdiff
 #undef ROW
 }
 
-static void FC_NAME(winograd_columns)(int n, int whole, const FC_T *from, ptrdiff_t plane, ptrdiff_t count, FC_T *v,
-                                      ptrdiff_t step, ptrdiff_t next)
+static void FC_NAME(winograd_pieces)(int tile, int filter, const fc_piece *piece, FC_T *to, ptrdiff_t plane, ptrdiff_t ahead)
 {
-    if (n == 6 && whole)
-        FC_NAME(columns_tiles)(6, 1, from, plane, count, v, step, next);
-    else if (n == 6)
-        FC_NAME(columns_tiles)(6, 0, from, plane, count, v, step, next);
-    else if (whole)
-        FC_NAME(columns_tiles)(4, 1, from, plane, count, v, step, next);
+#define PIECES(M, R) FC_NAME(row_pieces)(M, R, piece, to, plane, ahead)
+    BY_TILE(PIECES);
+#undef PIECES
+}
+
+static void FC_NAME(winograd_columns)(int n, const FC_T *from, ptrdiff_t plane, ptrdiff_t count, FC_T *v, ptrdiff_t step,
+                                      ptrdiff_t next)
+{
+    if (n == 6)
+        FC_NAME(columns_tiles)(6, from, plane, count, v, step, next);
     else
-        FC_NAME(columns_tiles)(4, 0, from, plane, count, v, step, next);
+        FC_NAME(columns_tiles)(4, from, plane, count, v, step, next);
 }
 
 static int FC_NAME(winograd_output)(int tile, int filter, const FC_T *x, ptrdiff_t plane, ptrdiff_t count, FC_T *pixels,

@@ -8,9 +8,8 @@
 # tile: fastconv/winograd.py, which knows what they cost. winograd.h has the transforms and the micro-kernel of the products.
 #
 # T runs over the tiles of all images, in blocks of up to BLOCK_TILES that run on across rows and images; lanes of vectors are
-# tiles. A run of tiles along a row of the image is read as whole vectors and taken apart by permutations. Where rows have
-# few tiles (small images), most lanes of such vectors would be idle: there the cells of a block's tiles are copied one by one
-# from a list made once, and both directions are transformed with all lanes full.
+# tiles. A run of tiles along a row of the image is read as M neighbouring vectors, which permutations take apart. Where rows
+# have few tiles (small images), most lanes of such vectors would be idle: there the M vectors come from different rows.
 #
 # U lies in panels of FC_PANEL output channels, (panel, N*N, C, FC_PANEL), so that a product reads it in one stream, and the
 # panel that comes next is fetched meanwhile. It is made for each call, or once by winograd_pack.
@@ -36,8 +35,13 @@ cdef extern from "simd.h" nogil:
         FC_PANEL
     void fc_winograd_row_f32(int, int, const float*, ptrdiff_t, ptrdiff_t, ptrdiff_t, float*, ptrdiff_t, ptrdiff_t)
     void fc_winograd_row_f64(int, int, const double*, ptrdiff_t, ptrdiff_t, ptrdiff_t, double*, ptrdiff_t, ptrdiff_t)
-    void fc_winograd_columns_f32(int, int, const float*, ptrdiff_t, ptrdiff_t, float*, ptrdiff_t, ptrdiff_t)
-    void fc_winograd_columns_f64(int, int, const double*, ptrdiff_t, ptrdiff_t, double*, ptrdiff_t, ptrdiff_t)
+    ctypedef struct fc_piece:
+        const void* row
+        Py_ssize_t step, first, stop, top, bottom, lane
+    void fc_winograd_pieces_f32(int, int, const fc_piece*, float*, ptrdiff_t, ptrdiff_t)
+    void fc_winograd_pieces_f64(int, int, const fc_piece*, double*, ptrdiff_t, ptrdiff_t)
+    void fc_winograd_columns_f32(int, const float*, ptrdiff_t, ptrdiff_t, float*, ptrdiff_t, ptrdiff_t)
+    void fc_winograd_columns_f64(int, const double*, ptrdiff_t, ptrdiff_t, double*, ptrdiff_t, ptrdiff_t)
     int fc_winograd_output_f32(int, int, const float*, ptrdiff_t, ptrdiff_t, float*, ptrdiff_t, const float*, int)
     int fc_winograd_output_f64(int, int, const double*, ptrdiff_t, ptrdiff_t, double*, ptrdiff_t, const double*, int)
     void fc_winograd_filters_f32(int, int, const float*, ptrdiff_t, ptrdiff_t, int, ptrdiff_t, ptrdiff_t, const float*,
@@ -53,19 +57,12 @@ cdef enum:
     BLOCK_TILES = 64
     BLOCK_K = 32
     CHANNELS_AT_ONCE = 16     # of one item of the input transform
-    SHORT_RUN = 4             # tiles of a row, below or at which cells are copied one by one
     KEPT_FILTERS = 12582912   # bytes of U that are transformed once for a call
     V_BYTES = 6291456         # of a super-block, where filters are transformed block by block
 
-# Neighbouring tiles of one row of tiles. Of one that is copied cell by cell: where its cells begin in their plane, and
-# which entries of the list are its.
+# Neighbouring tiles of one row of tiles.
 cdef struct TileRun:
     Py_ssize_t lane, count, image, row, column
-    Py_ssize_t cells, first, last
-
-# One cell of a tile: from where in the rows of its run, to where in the block.
-cdef struct Cell:
-    int source, target
 
 cdef struct Winograd:
     Py_ssize_t batch, groups, sources, rows
@@ -74,7 +71,7 @@ cdef struct Winograd:
     Py_ssize_t step_k, step_c        # from filter to filter along output and input channels
     bint turned                      # filters are turned by 180 degrees
     int tile, filter, n, planes      # M, R, N, N*N
-    bint short_runs
+    bint short_runs                  # rows have so few tiles that vectors come from several
     Py_ssize_t tiles_h, tiles_w, tiles, blocks
     Py_ssize_t width                 # lanes of a block of tiles
     Py_ssize_t super                 # blocks of a super-block
@@ -94,10 +91,15 @@ cdef inline Py_ssize_t unit_panels(Py_ssize_t itemsize) noexcept nogil:
     return most(FC_VECTOR_BYTES // itemsize // FC_PANEL, 1)
 
 
+cdef inline Py_ssize_t piece_line(Py_ssize_t itemsize) noexcept nogil:
+    """Elements from row to row of a padded copy of a piece."""
+    return 2 * FC_VECTOR_BYTES // itemsize + 4
+
+
 cdef void plan_winograd(Winograd* job, const Window* v, bint backward, int tile, bint given, Py_ssize_t itemsize,
                         Py_ssize_t threads) noexcept nogil:
     cdef Py_ssize_t cg = v.c // v.groups, kg = v.k // v.groups, taps = v.kh * v.kw, lanes = FC_VECTOR_BYTES // itemsize
-    cdef Py_ssize_t block_units, cells, u_bytes
+    cdef Py_ssize_t block_units, u_bytes
     cdef bint once
     memset(job, 0, sizeof(Winograd))
     job.batch, job.groups = v.n, v.groups
@@ -116,7 +118,7 @@ cdef void plan_winograd(Winograd* job, const Window* v, bint backward, int tile,
         job.out_h, job.out_w = v.oh, v.ow
         job.step_k, job.step_c = cg * taps, taps
     job.tiles_h, job.tiles_w = ceil_div(job.out_h, tile), ceil_div(job.out_w, tile)
-    job.short_runs = job.tiles_w <= SHORT_RUN
+    job.short_runs = 2 * job.tiles_w <= lanes and lanes >= tile
     job.tiles = job.batch * job.tiles_h * job.tiles_w
     job.blocks = ceil_div(job.tiles, BLOCK_TILES)
     job.width = least(BLOCK_TILES, ceil_div(job.tiles, lanes) * lanes)
@@ -150,11 +152,11 @@ cdef void plan_winograd(Winograd* job, const Window* v, bint backward, int tile,
     job.u_bytes = aligned(job.units * unit_panels(itemsize) * job.u_panel * itemsize) if job.kept and not given else 0
     job.v_bytes = aligned(job.super * job.v_block * itemsize) if not job.apart else 0
     job.m_bytes = aligned(job.part_panels * FC_PANEL * job.planes * job.width * itemsize)
-    job.line_bytes = aligned(most((tile * BLOCK_TILES + 4) * itemsize + 8 * FC_VECTOR_BYTES,
-                                  tile * (tile * BLOCK_TILES) * itemsize))
+    job.line_bytes = aligned(most(most((tile * BLOCK_TILES + 4) * itemsize + 8 * FC_VECTOR_BYTES,  # a padded run
+                                       tile * (tile * BLOCK_TILES) * itemsize),                    # rows of output
+                                  tile * job.n * piece_line(itemsize) * itemsize))                 # padded pieces
     job.half_bytes = aligned(job.planes * (BLOCK_TILES * itemsize + FC_VECTOR_BYTES))
-    cells = job.planes * job.width if job.short_runs else 0
-    job.run_bytes = aligned(BLOCK_TILES * sizeof(TileRun)) + aligned(cells * sizeof(Cell))
+    job.run_bytes = aligned(BLOCK_TILES * sizeof(TileRun))
     job.thread_bytes = job.m_bytes + job.line_bytes + job.half_bytes + job.run_bytes
     if job.apart:
         job.thread_bytes += aligned(job.v_block * itemsize)
@@ -176,58 +178,78 @@ cdef Py_ssize_t cut_tiles(const Winograd* job, Py_ssize_t block, TileRun* run) n
     return count
 
 
-cdef void list_cells(const Winograd* job, TileRun* run, Py_ssize_t runs, Py_ssize_t plane, Cell* cell) noexcept nogil:
-    """The cells inside the image of all tiles of a block."""
-    cdef Py_ssize_t r, i, t, j, x, y, top, last = 0
-    for r in range(runs):
-        run[r].first = last
-        y = job.tile * run[r].row - job.top
-        top = least(most(y, 0), job.h)
-        run[r].cells = top * job.w
-        for i in range(job.n):
-            for t in range(run[r].count):
-                for j in range(job.n):
-                    x = job.tile * (run[r].column + t) - job.left + j
-                    if 0 <= y + i < job.h and 0 <= x < job.w:
-                        cell[last].source = <int> ((y + i - top) * job.w + x)
-                        cell[last].target = <int> ((i * job.n + j) * plane + run[r].lane + t)
-                        last += 1
-        run[r].last = last
-
-
 cdef void transform_input(const Winograd* job, Py_ssize_t group, Py_ssize_t block, Py_ssize_t c0, Py_ssize_t c1,
                           const real* source, real* v, char* scratch) noexcept nogil:
     """V of some channels of one block of tiles."""
     cdef real* half = <real*> (scratch + job.line_bytes)
     cdef TileRun* run = <TileRun*> (scratch + job.line_bytes + job.half_bytes)
-    cdef Cell* cell = <Cell*> (scratch + job.line_bytes + job.half_bytes + aligned(BLOCK_TILES * sizeof(TileRun)))
     cdef Py_ssize_t lanes = FC_VECTOR_BYTES // sizeof(real)
     cdef Py_ssize_t plane = BLOCK_TILES + lanes
     cdef Py_ssize_t runs = cut_tiles(job, block, run)
     cdef Py_ssize_t tiles = least(BLOCK_TILES, job.tiles - block * BLOCK_TILES)
     cdef Py_ssize_t idle = ceil_div(tiles, lanes) * lanes - tiles
     cdef Py_ssize_t c, r, i
-    cdef const real* cells
-    if job.short_runs:
-        list_cells(job, run, runs, plane, cell)
-        memset(half, 0, job.planes * plane * sizeof(real))  # the cells outside of the image stay so
     for c in range(c0, c1):
         if job.short_runs:
-            for r in range(runs):
-                cells = source + ((run[r].image * job.groups + group) * job.sources + c) * job.h * job.w + run[r].cells
-                for i in range(run[r].first, run[r].last):
-                    half[cell[i].target] = cells[cell[i].source]
+            transform_pieces(job, source, group * job.sources + c, run, runs, <real*> scratch, half, plane)
         else:
             for r in range(runs):
                 transform_run(job, source, ((run[r].image * job.groups + group) * job.sources + c) * job.h * job.w,
                               &run[r], <real*> scratch, half, plane)
-            if idle:  # lanes without a tile must hold numbers, or the output transform finds something that is not finite
-                for i in range(job.planes):
-                    memset(half + i * plane + tiles, 0, idle * sizeof(real))
+        if idle:  # lanes without a tile must hold numbers, or the output transform finds something that is not finite
+            for i in range(job.planes):
+                memset(half + i * plane + tiles, 0, idle * sizeof(real))
         if real is float:
-            fc_winograd_columns_f32(job.n, job.short_runs, half, plane, tiles, v + c * job.width, job.v_plane, job.width)
+            fc_winograd_columns_f32(job.n, half, plane, tiles, v + c * job.width, job.v_plane, job.width)
         else:
-            fc_winograd_columns_f64(job.n, job.short_runs, half, plane, tiles, v + c * job.width, job.v_plane, job.width)
+            fc_winograd_columns_f64(job.n, half, plane, tiles, v + c * job.width, job.v_plane, job.width)
+
+
+cdef void transform_pieces(const Winograd* job, const real* source, Py_ssize_t channel, const TileRun* run, Py_ssize_t runs,
+                           real* line, real* half, Py_ssize_t plane) noexcept nogil:
+    """All runs of a block of tiles of one channel along the width, a vector's worth of pieces of runs at a time."""
+    cdef Py_ssize_t lanes = FC_VECTOR_BYTES // sizeof(real), each = lanes // job.tile, pitch = piece_line(sizeof(real))
+    cdef Py_ssize_t r, tile, start, y, cells, count = 0
+    cdef const real* end = source + job.batch * job.groups * job.sources * job.h * job.w
+    cdef const real* row
+    cdef fc_piece piece[4]
+    for r in range(runs):
+        tile = 0
+        while tile < run[r].count:
+            start = job.tile * (run[r].column + tile) - job.left
+            y = job.tile * run[r].row - job.top
+            cells = job.tile * least(each, run[r].count - tile) + job.filter - 1
+            inside(job.w, start, 1, cells, &piece[count].first, &piece[count].stop)
+            inside(job.h, y, 1, job.n, &piece[count].top, &piece[count].bottom)
+            if piece[count].top == piece[count].bottom:
+                piece[count].top = piece[count].bottom = 0
+            row = source + (run[r].image * job.groups * job.sources + channel) * job.h * job.w + y * job.w + start
+            piece[count].row, piece[count].step, piece[count].lane = row, job.w, run[r].lane + tile
+            if (piece[count].top == piece[count].bottom or row + piece[count].top * job.w < source
+                    or row + (piece[count].bottom - 1) * job.w + lanes + 4 > end):
+                # vectors from here would reach beyond the array, not only beyond the row
+                copy_piece(job, &piece[count], row, line + count * job.n * pitch, pitch)
+            tile += each
+            count += 1
+            if count == job.tile or (r + 1 == runs and tile >= run[r].count):
+                while count < job.tile:  # as many again of nothing, where no tile is
+                    piece[count] = piece[count - 1]
+                    piece[count].bottom = piece[count].top
+                    piece[count].lane = BLOCK_TILES
+                    count += 1
+                if real is float:
+                    fc_winograd_pieces_f32(job.tile, job.filter, piece, half, plane, job.h * job.w)
+                else:
+                    fc_winograd_pieces_f64(job.tile, job.filter, piece, half, plane, job.h * job.w)
+                count = 0
+
+
+cdef void copy_piece(const Winograd* job, fc_piece* piece, const real* row, real* line, Py_ssize_t pitch) noexcept nogil:
+    """Let a piece read from a copy of its cells."""
+    cdef Py_ssize_t i
+    piece.row, piece.step = line, pitch
+    for i in range(piece.top, piece.bottom):
+        memcpy(line + i * pitch + piece.first, row + i * job.w + piece.first, (piece.stop - piece.first) * sizeof(real))
 
 
 cdef inline void transform_run(const Winograd* job, const real* source, Py_ssize_t image, const TileRun* run, real* line,
