@@ -22,10 +22,16 @@ from .jit import NumbaBackend
 from .options import Settings
 
 OPERATIONS = ("forward", "backward_data", "backward_weight")
+#: conv2d with a weight that pack_weight made ready: it chooses by other costs, and may have other kernels.
+PACKED = "packed"
 ALGORITHMS = ("direct", "im2col", "implicit_gemm", "winograd")
 
 #: The backends that have kernels. Poolings and lowerings have one algorithm each: they are called on these directly.
 BACKENDS: dict[str, Backend] = {"cython": CythonBackend(), "numba": NumbaBackend(), "numpy": NumpyBackend()}
+
+
+def _as_it_is(weight: np.ndarray, geometry: Conv2dGeometry) -> np.ndarray:
+    return weight
 
 
 @dataclass(frozen=True)
@@ -37,10 +43,13 @@ class Kernel:
     run : callable
         Forward ``(x, weight, bias, relu, geometry, out, budget)``; backward data ``(dout, weight, geometry, out,
         budget)``; backward weight ``(dout, x, geometry, out, budget)``.
+        Operation ``packed``: as forward, with what `pack` gave in place of the weight.
     unsupported : callable
         ``(geometry, dtype) -> str or None``: why it cannot run this.
     nbytes : callable
         ``(geometry, dtype, threads, limit) -> int``: bytes of scratch, if possible within limit.
+    pack : callable
+        ``(weight, geometry)``: what operation ``packed`` takes in place of the weight, with the attribute ``nbytes``.
     """
 
     operation: str
@@ -49,6 +58,7 @@ class Kernel:
     run: Callable[..., None]
     unsupported: Callable[[Conv2dGeometry, np.dtype], str | None]
     nbytes: Callable[[Conv2dGeometry, np.dtype, int, int | None], int]
+    pack: Callable[[np.ndarray, Conv2dGeometry], Any] = _as_it_is
 
 
 TABLE: dict[tuple[str, str, str], Kernel] = {}
@@ -56,6 +66,11 @@ TABLE: dict[tuple[str, str, str], Kernel] = {}
 
 def _register(kernel: Kernel) -> None:
     TABLE[kernel.operation, kernel.algorithm, kernel.backend] = kernel
+
+
+def algorithms(operation: str, backend: str) -> tuple[str, ...]:
+    """The algorithms that a backend has for an operation."""
+    return tuple(name for name in ALGORITHMS if (operation, name, backend) in TABLE)
 
 
 def _register_backend(backend: Backend) -> None:
@@ -70,6 +85,12 @@ def _register_backend(backend: Backend) -> None:
                                  partial(_fixed_bytes, nbytes, operation)))
         _register(Kernel(operation, "im2col", backend.name, partial(getattr(im2col_gemm, operation), backend),
                          lambda geometry, dtype: None, partial(im2col_gemm.workspace, operation)))
+    for algorithm in algorithms("forward", backend.name):
+        kernel = replace(TABLE["forward", algorithm, backend.name], operation=PACKED)
+        if hasattr(backend, f"{algorithm}_pack"):
+            kernel = replace(kernel, run=getattr(backend, f"{algorithm}_packed"), pack=getattr(backend, f"{algorithm}_pack"),
+                             nbytes=partial(_fixed_bytes, getattr(backend, f"{algorithm}_bytes"), PACKED))
+        _register(kernel)
 
 
 def _fixed_bytes(nbytes: Callable[..., int], operation: str, geometry: Conv2dGeometry, dtype: np.dtype, threads: int,
@@ -80,11 +101,6 @@ def _fixed_bytes(nbytes: Callable[..., int], operation: str, geometry: Conv2dGeo
 
 for _backend in BACKENDS.values():
     _register_backend(_backend)
-
-
-def algorithms(operation: str, backend: str) -> tuple[str, ...]:
-    """The algorithms that a backend has for an operation."""
-    return tuple(name for name in ALGORITHMS if (operation, name, backend) in TABLE)
 
 
 @dataclass(frozen=True)
@@ -141,6 +157,10 @@ class Plan:
         memory.check_bytes(f"algorithm {self.algorithm!r}", self.workspace_bytes)
         self._kernel.run(*inputs, self._geometry, out, self._budget)
 
+    def pack(self, weight: np.ndarray) -> Any:
+        """What a plan for operation ``packed`` takes in place of a checked weight."""
+        return self._kernel.pack(weight, self._geometry)
+
 
 def check_algorithm(algorithm: Any) -> str:
     """Return `algorithm`, or raise TypeError or ValueError where it is no algorithm's name."""
@@ -152,7 +172,7 @@ def check_algorithm(algorithm: Any) -> str:
 
 
 def _operation_result(operation: str, geometry: Conv2dGeometry) -> tuple[int, ...]:
-    return {"forward": geometry.output_shape, "backward_data": geometry.input_shape,
+    return {"forward": geometry.output_shape, PACKED: geometry.output_shape, "backward_data": geometry.input_shape,
             "backward_weight": geometry.weight_shape}[operation]
 
 
@@ -162,7 +182,7 @@ def select(operation: str, geometry: Conv2dGeometry, dtype: np.dtype, settings: 
 
     Parameters
     ----------
-    operation : {"forward", "backward_data", "backward_weight"}
+    operation : {"forward", "backward_data", "backward_weight", "packed"}
     geometry : Conv2dGeometry
     dtype : numpy.dtype
         What is computed in.

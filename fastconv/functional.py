@@ -252,18 +252,30 @@ class PackedWeight:
 
     Attributes
     ----------
-    algorithm : str
+    algorithm, backend : str
         What it was packed for.
+    isa : str or None
+        Instruction set of the compiled kernels.
     shape : tuple of int
         ``(K, C/groups, KH, KW)``
     dtype : numpy.dtype
+    nbytes : int
+        Bytes that the handle holds: the weight, and for ``"winograd"`` its filters transformed, 36 values for each 3x3
+        filter (16 where small images take smaller tiles; 36 for 5x5) and up to 15 more output channels.
+
+    Notes
+    -----
+    Where a call computes in another dtype, or under another backend or instruction set, the weight is used as it is, by
+    the same algorithm.
     """
 
-    def __init__(self, weight: Array, geometry: Conv2dGeometry, algorithm: str) -> None:
+    def __init__(self, weight: Array, geometry: Conv2dGeometry, plan: dispatch.Plan) -> None:
         self._weight = np.array(weight, order="C")
         self._weight.flags.writeable = False
         self._geometry = geometry
-        self.algorithm = algorithm
+        self._compute = dispatch.compute_dtype(weight.dtype)
+        self._filters = plan.pack(_prepared("weight", self._weight, self._compute))
+        self.algorithm, self.backend, self.isa = plan.algorithm, plan.backend, plan.isa
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -273,18 +285,32 @@ class PackedWeight:
     def dtype(self) -> np.dtype:
         return self._weight.dtype
 
-    def __repr__(self) -> str:
-        return f"PackedWeight(shape={self.shape}, dtype={self.dtype}, algorithm={self.algorithm!r})"
+    @property
+    def nbytes(self) -> int:
+        nbytes: int = self._filters.nbytes
+        return nbytes if self._weight.dtype == self._compute else nbytes + self._weight.nbytes
 
-    def unpacked_for(self, geometry: Conv2dGeometry, algorithm: str) -> tuple[Array, str]:
-        """The weight and the algorithm for a call, or ValueError where it was packed for another one."""
+    def __repr__(self) -> str:
+        return (f"PackedWeight(shape={self.shape}, dtype={self.dtype}, algorithm={self.algorithm!r}, "
+                f"backend={self.backend!r}, isa={self.isa!r}, nbytes={self.nbytes:,})")
+
+    def check(self, geometry: Conv2dGeometry, algorithm: str) -> None:
+        """Raise ValueError where it was packed for another geometry or algorithm."""
         for name in ("channels", "in_size", "stride", "pads", "dilation", "groups"):
             packed, asked = getattr(self._geometry, name), getattr(geometry, name)
             if packed != asked:
                 raise ValueError(f"weight was packed for {name} {packed}, but this call has {asked}")
         if algorithm not in ("auto", self.algorithm):
             raise ValueError(f"weight was packed for algorithm {self.algorithm!r}, not for {algorithm!r}")
-        return self._weight, self.algorithm
+
+    def plan(self, geometry: Conv2dGeometry, compute: np.dtype) -> tuple[dispatch.Plan, Any]:
+        """The plan for a call that computes in `compute`, and what its kernel takes in place of the weight."""
+        if compute == self._compute:
+            plan = dispatch.plan(dispatch.PACKED, geometry, compute, self.algorithm)
+            if (plan.backend, plan.isa) == (self.backend, self.isa):
+                return plan, self._filters
+        return (dispatch.plan("forward", geometry, compute, self.algorithm),
+                _prepared("weight", self._weight, compute))
 
 
 def pack_weight(weight: ArrayLike, input_shape: Any, stride: Any = 1, padding: Any = 0, dilation: Any = 1,
@@ -298,20 +324,25 @@ def pack_weight(weight: ArrayLike, input_shape: Any, stride: Any = 1, padding: A
     input_shape : tuple of int
         ``(N, C, H, W)`` or ``(C, H, W)`` of the images to come; another batch size will do.
     stride, padding, dilation, groups, algorithm
-        As in :func:`conv2d`.
+        As in :func:`conv2d`. ``"auto"`` chooses once, knowing that filters need not be transformed in each call.
 
     Returns
     -------
     PackedWeight
         Takes the place of `weight` in :func:`conv2d`, which raises ValueError where the rest of the geometry is
-        another.
+        another. Its ``nbytes`` says what it holds.
+
+    Raises
+    ------
+    ValueError, TypeError, NotImplementedError, MemoryError
+        As :func:`conv2d`.
     """
     array = _as_array("weight", weight, (4,))
     geometry = conv2d_geometry(as_shape("input_shape", input_shape, (3, 4)), array.shape, stride, padding, dilation,
                                groups, x_name="input_shape")
-    plan = dispatch.plan("forward", geometry, dispatch.compute_dtype(array.dtype),
+    plan = dispatch.plan(dispatch.PACKED, geometry, dispatch.compute_dtype(array.dtype),
                          dispatch.check_algorithm(algorithm))
-    return PackedWeight(array, geometry, plan.algorithm)
+    return PackedWeight(array, geometry, plan)
 
 
 class _SmallCall(NamedTuple):
@@ -457,19 +488,23 @@ def conv2d(x: ArrayLike, weight: ArrayLike | PackedWeight, bias: ArrayLike | Non
     filters = packed._weight if packed is not None else _as_array("weight", weight, (4,))
     geometry = conv2d_geometry(image.shape, filters.shape, stride, padding, dilation, groups)
     if packed is not None:
-        filters, algorithm = packed.unpacked_for(geometry, algorithm)
+        packed.check(geometry, algorithm)
     seen, geometry = _seen_by_windows(image, geometry, padding_mode)
     offset = _checked_bias(bias, geometry.out_channels)
     dtype = _common_dtype(image, filters, offset)
     compute = dispatch.compute_dtype(dtype)
     relu = _checked_activation(activation, dtype)
-    plan = dispatch.plan("forward", geometry, compute, algorithm)
+    ready: Any = None
+    if packed is not None:
+        plan, ready = packed.plan(geometry, compute)
+    else:
+        plan = dispatch.plan("forward", geometry, compute, algorithm)
     if key is not None and dtype == compute:
         _keep_small_call(key, "SmallForward", (plan,), geometry, (image, filters, offset), image.ndim == 4, relu)
     shape = geometry.output_shape if image.ndim == 4 else geometry.output_shape[1:]
     result = _Result(shape, dtype, compute, out, x=image, weight=filters, bias=offset)
     if result.array.size:
-        plan.run(_prepared("x", seen, compute), _prepared("weight", filters, compute),
+        plan.run(_prepared("x", seen, compute), _prepared("weight", filters, compute) if ready is None else ready,
                  None if offset is None else _prepared("bias", offset, compute), relu, _batched(result.array))
     return result()
 
