@@ -270,6 +270,7 @@ class PackedWeight:
     """
 
     def __init__(self, weight: Array, geometry: Conv2dGeometry, plan: dispatch.Plan) -> None:
+        memory.check_bytes(f"a packed weight of shape {weight.shape} and dtype {weight.dtype}", weight.nbytes)
         self._weight = np.array(weight, order="C")
         self._weight.flags.writeable = False
         self._geometry = geometry

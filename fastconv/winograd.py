@@ -16,7 +16,7 @@ LANES = 16
 
 # In the unit of one FMA instruction, fitted as those in dispatch.py: to transform one cell of a tile of a channel, and one
 # cell of a tile back, for vectors of tiles; one cell of a filter; and to fetch one cell of a filter for a product.
-_TO_TILES, _FROM_TILES, _FILTERS, _FETCH = 0.6, 0.9, 1.7, 0.03
+_TO_TILES, _FROM_TILES, _FILTERS, _FETCH = 0.9, 1.1, 1.0, 0.2
 
 
 def unsupported(geometry: Conv2dGeometry) -> str | None:

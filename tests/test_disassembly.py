@@ -169,6 +169,20 @@ def test_full_tiles_stay_in_registers(isa, kind, dtype):
     assert not spills
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("vectors", [1, 2, 3])
+@pytest.mark.parametrize(("isa", "rows"), [("avx512", 8), ("avx2", 4)])
+def test_winograds_products(isa, rows, vectors, dtype):
+    """As the full tiles above: FMAs and nothing else, in registers."""
+    loop = arithmetic_loop(isa, f"fc_product_{vectors}_{dtype}")
+    fma = re.compile(rf"^vfmadd\d+p[sd]\s.*%{VECTORS[isa][0]}\d+$")
+    count = sum(bool(fma.match(instruction.text)) for instruction in loop)
+    assert count >= rows * vectors
+    assert count % (rows * vectors) == 0
+    assert not [instruction.text for instruction in loop if instruction.spills]
+    assert not [instruction.text for instruction in loop if re.match(r"^v?(mul|add|sub)[ps][sd]$", instruction.mnemonic)]
+
+
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("isa", ["avx512", "avx2"])
 def test_no_tile_spills(isa, kind):

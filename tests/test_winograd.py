@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 
 import fastconv
-from fastconv import dispatch, memory, reference
+from fastconv import dispatch, memory, reference, winograd
 from fastconv.backends import CythonBackend
 from fastconv.geometry import conv2d_geometry
 from fastconv.options import Settings
@@ -71,8 +71,8 @@ class Problem:
 
     @classmethod
     def make(cls, rng: np.random.Generator, direction: str, x: tuple[int, ...], filters: int, padding: Any = 0,
-             groups: int = 1) -> Problem:
-        weight = (filters, x[1] // groups, 3, 3)
+             groups: int = 1, taps: int = 3) -> Problem:
+        weight = (filters, x[1] // groups, taps, taps)
         arguments: dict[str, Any] = {"padding": padding, "groups": groups}
         shape = conv2d_geometry(x, weight, 1, padding, 1, groups).output_shape
         if direction == "backward_data":
@@ -80,6 +80,12 @@ class Problem:
         else:
             shape = x
         return cls(direction, rng.standard_normal(shape), rng.standard_normal(weight), arguments)
+
+    @property
+    def x(self) -> tuple[int, ...]:
+        """Shape of the image."""
+        shape: tuple[int, ...] = self.arguments.get("x_shape", self.source.shape)
+        return shape
 
     def __call__(self, dtype: Any, algorithm: str = "winograd", **how: Any) -> np.ndarray:
         return convolve(self.direction, self.source.astype(dtype), self.weight.astype(dtype), algorithm=algorithm,
@@ -90,6 +96,42 @@ class Problem:
         source, weight = (array.astype(dtype).astype(np.float64) for array in (self.source, self.weight))
         return (convolve(self.direction, source, weight, module=reference, **{**self.arguments, **how}),
                 convolve(self.direction, source**2, weight**2, module=reference, **self.arguments))
+
+
+@dataclass(frozen=True)
+class Tile:
+    """F(size x size, taps x taps)."""
+
+    size: int
+    taps: int
+
+    def __str__(self) -> str:
+        return f"F({self.size},{self.taps})"
+
+    @property
+    def cells(self) -> int:
+        return self.size + self.taps - 1
+
+    def make(self, rng: np.random.Generator, direction: str, x: tuple[int, ...], filters: int, padding: Any = 0,
+             groups: int = 1) -> Problem:
+        """A problem whose output is as large as that of 3x3 filters."""
+        more = self.taps - 3
+        return Problem.make(rng, direction, (x[0], x[1], x[2] + more, x[3] + more), filters, padding, groups, self.taps)
+
+
+TILES = [Tile(size, taps) for taps, sizes in winograd.TILES.items() for size in sizes]
+
+
+@pytest.fixture
+def tile(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[Tile]:
+    """Each tile in turn, whatever the geometry."""
+    dispatch._select.cache_clear()  # plans know the scratch of the best tile
+    monkeypatch.setattr(winograd, "best_tile", lambda operation, geometry: request.param.size)
+    yield request.param
+    dispatch._select.cache_clear()
+
+
+every_tile = pytest.mark.parametrize("tile", TILES, ids=str, indirect=True)
 
 
 # --- the matrices -----------------------------------------------------------------------------------------------------
@@ -121,7 +163,8 @@ class Surd:
 
 ZERO, ONE = Surd(Fraction(0)), Surd(Fraction(1))
 ROOT_HALF, ROOT_2 = Surd(Fraction(0), Fraction(1, 2)), Surd(Fraction(0), Fraction(1))
-POINTS = (ZERO, ROOT_HALF, ZERO - ROOT_HALF, ROOT_2, ZERO - ROOT_2)  # and infinity
+#: The finite points by the cells of a tile's row.
+POINTS = {6: (ZERO, ROOT_HALF, ZERO - ROOT_HALF, ROOT_2, ZERO - ROOT_2), 4: (ZERO, ONE, ZERO - ONE)}
 Matrix = list[list[Surd]]
 
 
@@ -141,21 +184,24 @@ def polynomial(roots: list[Surd]) -> list[Surd]:
     return coefficients
 
 
-def toom_cook() -> tuple[Matrix, Matrix, Matrix]:
-    """A', G and B' of F(4, 3), from the points alone."""
-    others = [[q for q in POINTS if q != p] for p in POINTS]
-    a = [[product([p] * i) for p in POINTS] + [ONE if i == 3 else ZERO] for i in range(4)]
-    scale = [product([p - q for q in rest]) for p, rest in zip(POINTS, others, strict=True)]
-    g = [[product([p] * i) / n for i in range(3)] for p, n in zip(POINTS, scale, strict=True)] + [[ZERO, ZERO, ONE]]
-    b = [[*polynomial(rest), ZERO] for rest in others] + [polynomial(list(POINTS))]
+def toom_cook(tile: Tile) -> tuple[Matrix, Matrix, Matrix]:
+    """A', G and B', from the points alone."""
+    points = POINTS[tile.cells]
+    others = [[q for q in points if q != p] for p in points]
+    a = [[product([p] * i) for p in points] + [ONE if i == tile.size - 1 else ZERO] for i in range(tile.size)]
+    scale = [product([p - q for q in rest]) for p, rest in zip(points, others, strict=True)]
+    g = [[product([p] * i) / n for i in range(tile.taps)] for p, n in zip(points, scale, strict=True)]
+    g.append([ONE if i == tile.taps - 1 else ZERO for i in range(tile.taps)])
+    b = [[*polynomial(rest), ZERO] for rest in others] + [polynomial(list(points))]
     return a, g, b
 
 
-def test_the_matrices_give_a_correlation_without_any_error():
+@pytest.mark.parametrize("tile", TILES, ids=str)
+def test_the_matrices_give_a_correlation_without_any_error(tile):
     """A' [(G g) . (B' d)] is bilinear: it is right where it is right for each pair of a tap and a cell."""
-    a, g, b = toom_cook()
-    for tap, cell, pixel in itertools.product(range(3), range(6), range(4)):
-        terms = [a[pixel][i] * g[i][tap] * b[i][cell] for i in range(6)]
+    a, g, b = toom_cook(tile)
+    for tap, cell, pixel in itertools.product(range(tile.taps), range(tile.cells), range(tile.size)):
+        terms = [a[pixel][i] * g[i][tap] * b[i][cell] for i in range(tile.cells)]
         total = ZERO
         for term in terms:
             total = total + term
@@ -164,43 +210,49 @@ def test_the_matrices_give_a_correlation_without_any_error():
 
 def test_the_coefficients_of_the_kernels():
     """Those that winograd.h has in its code: of B' with the points' squares 1/2 and 2, and the scales of G."""
-    _, g, b = toom_cook()
+    _, g, b = toom_cook(Tile(4, 3))
     np.testing.assert_allclose([[float(c) for c in row] for row in b], [
         [1, 0, -2.5, 0, 1, 0], [0, -2 * 0.5**0.5, -2, 0.5**0.5, 1, 0], [0, 2 * 0.5**0.5, -2, -(0.5**0.5), 1, 0],
         [0, -0.5 * 2**0.5, -0.5, 2**0.5, 1, 0], [0, 0.5 * 2**0.5, -0.5, -(2**0.5), 1, 0], [0, 1, 0, -2.5, 0, 1]],
         rtol=1e-15)
     np.testing.assert_allclose([float(row[0]) for row in g], [1, -1 / 1.5, -1 / 1.5, 1 / 6, 1 / 6, 0], rtol=1e-15)
+    assert toom_cook(Tile(2, 5))[2] == b
+    _, g, b = toom_cook(Tile(2, 3))
+    assert [[float(c) for c in row] for row in b] == [[-1, 0, 1, 0], [0, 1, 1, 0], [0, -1, 1, 0], [0, -1, 0, 1]]
+    assert [[float(c) for c in row] for row in g] == [[-1, 0, 0], [0.5, 0.5, 0.5], [0.5, -0.5, 0.5], [0, 0, 1]]
 
 
+@every_tile
 @every_direction
 @every_dtype
-def test_every_cell_with_every_tap(dtype, direction, isa):
-    """One tile with a single 1 in it, through each of the 9 filters with a single 1: the definition to the last digits.
+def test_every_cell_with_every_tap(dtype, direction, tile, isa):
+    """One tile with a single 1 in it, through each of the filters with a single 1: the definition to the last digits.
 
-    The images come one by one, and 36 at a time, where each is in another lane.
+    The images come one by one, and all at a time, where each is in another lane.
     """
-    filters = np.eye(9, dtype=dtype).reshape(9, 1, 3, 3)
-    # turned: the gradient that reaches 4x4 cells from 6x6, where the image is padded by 2 less than the whole way
-    padding = 0 if direction == "forward" else 2
-    tiles = np.eye(36, dtype=dtype).reshape(36, 1, 6, 6)
-    want = np.zeros((36, 9, 4, 4))
-    for cell, tap in itertools.product(range(36), range(9)):
+    taps, size, cells = tile.taps, tile.size, tile.cells
+    filters = np.eye(taps**2, dtype=dtype).reshape(taps**2, 1, taps, taps)
+    # turned: the gradient that reaches all cells from a whole tile, where the image is padded as far as it may be
+    padding = 0 if direction == "forward" else taps - 1
+    tiles = np.eye(cells**2, dtype=dtype).reshape(cells**2, 1, cells, cells)
+    want = np.zeros((cells**2, taps**2, size, size))
+    for cell, tap in itertools.product(range(cells**2), range(taps**2)):
         sign = 1 if direction == "forward" else -1
-        shift = 0 if direction == "forward" else 2
-        i = cell // 6 - sign * (tap // 3) - shift
-        j = cell % 6 - sign * (tap % 3) - shift
-        if 0 <= i < 4 and 0 <= j < 4:
+        shift = 0 if direction == "forward" else taps - 1
+        i = cell // cells - sign * (tap // taps) - shift
+        j = cell % cells - sign * (tap % taps) - shift
+        if 0 <= i < size and 0 <= j < size:
             want[cell, tap, i, j] = 1
     limit = 1e-14 if dtype == "float64" else 4e-6
     how = {"padding": padding, "algorithm": "winograd"}
     if direction == "backward_data":
         filters = filters.transpose(1, 0, 2, 3)
-        how["x_shape"] = (36, 9, 4, 4)
+        how["x_shape"] = want.shape
     got = convolve(direction, tiles, filters, **how)
     np.testing.assert_allclose(got, want, rtol=0, atol=limit)
-    for cell in range(36):
+    for cell in range(cells**2):
         if direction == "backward_data":
-            how["x_shape"] = (1, 9, 4, 4)
+            how["x_shape"] = (1, *want.shape[1:])
         np.testing.assert_array_equal(convolve(direction, tiles[cell:cell + 1], filters, **how), got[cell:cell + 1])
 
 
@@ -210,15 +262,16 @@ SIZES = ((3, 3), (4, 5), (5, 4), (6, 6), (7, 9), (8, 8), (9, 13), (12, 3), (3, 6
 PADDINGS = (0, 1, 2, (1, 0), ((0, 1), (2, 0)), ((2, 1), (0, 2)))
 
 
+@every_tile
 @every_direction
 @every_dtype
 @pytest.mark.parametrize("padding", PADDINGS, ids=str)
-def test_sizes_and_paddings(padding, dtype, direction, isa, rng, poisoned, assert_accurate):
+def test_sizes_and_paddings(padding, dtype, direction, tile, isa, rng, poisoned, assert_accurate):
     """Tiles over every border, from arrays that lie among NaN, into arrays beside which nothing may change."""
     tried = 0
     for height, width in SIZES:
         try:
-            problem = Problem.make(rng, direction, (2, 3, height, width), 5, padding)
+            problem = tile.make(rng, direction, (2, 3, height, width), 5, padding)
         except ValueError:  # smaller than the filter
             continue
         tried += 1
@@ -231,11 +284,12 @@ def test_sizes_and_paddings(padding, dtype, direction, isa, rng, poisoned, asser
     assert tried >= 8
 
 
+@every_tile
 @pytest.mark.parametrize("padding", [3, 5, ((6, 0), (0, 9)), "full", "same"], ids=str)
 @every_dtype
-def test_wide_padding_forward(padding, dtype, isa, rng, assert_accurate):
+def test_wide_padding_forward(padding, dtype, tile, isa, rng, assert_accurate):
     for size in ((3, 4), (7, 18)):
-        problem = Problem.make(rng, "forward", (2, 2, *size), 3, padding)
+        problem = tile.make(rng, "forward", (2, 2, *size), 3, padding)
         assert_accurate(problem(dtype), *problem.expected(dtype), algorithm="winograd")
 
 
@@ -270,18 +324,20 @@ BLOCKS = (
 )
 
 
+@every_tile
 @every_direction
 @every_dtype
 @pytest.mark.parametrize("case", BLOCKS, ids=str)
-def test_blocks(case, dtype, direction, isa, rng, assert_accurate):
-    problem = Problem.make(rng, direction, case.x, case.filters, case.padding, case.groups)
+def test_blocks(case, dtype, direction, tile, isa, rng, assert_accurate):
+    problem = tile.make(rng, direction, case.x, case.filters, case.padding, case.groups)
     assert_accurate(problem(dtype), *problem.expected(dtype), algorithm="winograd")
 
 
+@every_tile
 @every_direction
 @every_dtype
 @pytest.mark.parametrize("threads", [1, 3])
-def test_nothing_is_recomputed_without_need(threads, dtype, direction, isa, rng, monkeypatch):
+def test_nothing_is_recomputed_without_need(threads, dtype, direction, tile, isa, rng, monkeypatch):
     """Lanes without a tile must not look spoiled by what is left in scratch: that is slow, and other bits each time."""
     def refuse(*ignored: Any) -> None:
         raise AssertionError("finite numbers were computed by the direct algorithm")
@@ -290,19 +346,20 @@ def test_nothing_is_recomputed_without_need(threads, dtype, direction, isa, rng,
         monkeypatch.setattr(CythonBackend, f"direct_{operation}", refuse)
     with fastconv.options(num_threads=threads):
         for case in BLOCKS:
-            problem = Problem.make(rng, direction, case.x, case.filters, case.padding, case.groups)
-            plan = fastconv.plan_conv2d(case.x, problem.weight.shape, 1, case.padding, 1, case.groups, dtype=dtype,
+            problem = tile.make(rng, direction, case.x, case.filters, case.padding, case.groups)
+            plan = fastconv.plan_conv2d(problem.x, problem.weight.shape, 1, case.padding, 1, case.groups, dtype=dtype,
                                         direction=direction, algorithm="winograd")
             memory.scratch(plan.workspace_bytes).fill(0xFF)  # NaN
             assert np.isfinite(problem(dtype)).all()
 
 
+@every_tile
 @every_dtype
 @pytest.mark.parametrize("activation", [None, "relu"])
-def test_bias_and_relu(dtype, activation, isa, rng, assert_accurate):
+def test_bias_and_relu(dtype, activation, tile, isa, rng, assert_accurate):
     """The bias of each group's own filters, in blocks of filters other than the first too."""
     for x, filters, groups in (((2, 6, 9, 7), 10, 2), ((1, 3, 6, 6), 101, 1)):
-        problem = Problem.make(rng, "forward", x, filters, 1, groups)
+        problem = tile.make(rng, "forward", x, filters, 1, groups)
         bias = (5 * rng.standard_normal(filters)).astype(dtype)
         want, spread = problem.expected(dtype, bias=bias.astype(np.float64), activation=activation)
         got = problem(dtype, bias=bias, activation=activation)
@@ -312,25 +369,31 @@ def test_bias_and_relu(dtype, activation, isa, rng, assert_accurate):
             assert (got >= 0).all()
 
 
-#: K*C filters of 36 values: at most 12 MiB of them are transformed once for a call.
-FILTERS = {"float32": ((290, 301), (300, 292)), "float64": ((200, 218), (209, 210))}
+def large(tile: Tile, dtype: str) -> int:
+    """As many input and output channels as make the transformed filters too large to be kept, at 12 MiB."""
+    return int((12 * MIB / tile.cells**2 / np.dtype(dtype).itemsize) ** 0.5) + 1
 
 
+@every_tile
 @every_direction
 @every_dtype
-@pytest.mark.parametrize("kept", [True, False], ids=["kept", "transformed-block-by-block"])
-def test_filters_kept_and_not_kept(kept, dtype, direction, isa, rng, assert_accurate):
-    filters, channels = FILTERS[dtype][0 if kept else 1]
-    nbytes = 36 * filters * channels * np.dtype(dtype).itemsize
-    assert (nbytes <= 12 * MIB) == kept
-    for x in ((1, channels, 3, 5), (3, channels, 7, 6)):  # one block of tiles
-        problem = Problem.make(rng, direction, x, filters, 1)
-        plan = fastconv.plan_conv2d(x, problem.weight.shape, 1, 1, dtype=dtype, direction=direction,
+@pytest.mark.parametrize("case", ["kept", "needed-once", "too-large"])
+def test_filters_kept_and_not_kept(case, dtype, direction, tile, isa, rng, assert_accurate):
+    """Where they are kept the plan has scratch for all of them; otherwise for one block of output channels."""
+    channels = {"kept": 40, "needed-once": 100, "too-large": large(tile, dtype)}[case]
+    x = (2, channels, 45, 46) if case == "kept" else (1, channels, 3, 5)
+    problem = tile.make(rng, direction, x, channels, 1)
+    with fastconv.options(num_threads=1):
+        plan = fastconv.plan_conv2d(problem.x, problem.weight.shape, 1, 1, dtype=dtype, direction=direction,
                                     algorithm="winograd")
-        assert (plan.workspace_bytes >= nbytes) == kept
+        assert (plan.workspace_bytes >= tile.cells**2 * channels**2 * np.dtype(dtype).itemsize) == (case == "kept")
+        assert_accurate(problem(dtype), *problem.expected(dtype), algorithm="winograd")
+    if case == "too-large":
+        problem = tile.make(rng, direction, (3, channels, 7, 6), channels, 1)
         assert_accurate(problem(dtype), *problem.expected(dtype), algorithm="winograd")
 
 
+@every_tile
 @every_direction
 @every_dtype
 @pytest.mark.parametrize("case", [
@@ -339,29 +402,30 @@ def test_filters_kept_and_not_kept(kept, dtype, direction, isa, rng, assert_accu
     Blocks("threads-share-five-blocks", (2, 12, 49, 49), 100, 1, 2),
     Blocks("filters-not-kept", (1, 301, 5, 8), 300),
     Blocks("filters-not-kept-many-blocks", (3, 210, 17, 23), 420)], ids=str)
-def test_the_same_bits_for_any_number_of_threads(case, dtype, direction, isa, rng, assert_accurate):
-    problem = Problem.make(rng, direction, case.x, case.filters, case.padding, case.groups)
+def test_the_same_bits_for_any_number_of_threads(case, dtype, direction, tile, isa, rng, assert_accurate):
+    problem = tile.make(rng, direction, case.x, case.filters, case.padding, case.groups)
     results = {}
     for threads in (1, 2, 3, 5):
         with fastconv.options(num_threads=threads):
             results[threads] = problem(dtype)
-    assert fastconv.plan_conv2d(case.x, problem.weight.shape, 1, 1, 1, case.groups).flops > dispatch.SERIAL_FLOPS
+    assert fastconv.plan_conv2d(problem.x, problem.weight.shape, 1, 1, 1, case.groups).flops > dispatch.SERIAL_FLOPS
     assert_accurate(results[1], *problem.expected(dtype), algorithm="winograd")
     for threads, result in results.items():
         np.testing.assert_array_equal(result.view(np.uint8), results[1].view(np.uint8), err_msg=f"{threads} threads")
 
 
+@every_tile
 @every_direction
-def test_a_tile_does_not_depend_on_its_neighbours(direction, isa, rng):
+def test_a_tile_does_not_depend_on_its_neighbours(direction, tile, isa, rng):
     """The same image has the same bits wherever in a batch, and so in whichever lanes, it is."""
-    problem = Problem.make(rng, direction, (1, 6, 7, 10), 8, 1)
+    problem = tile.make(rng, direction, (1, 6, 7, 10), 8, 1)
     want = problem("float32")
     arguments = dict(problem.arguments)
     for batch, place in ((2, 1), (9, 3), (30, 29)):
         source = rng.standard_normal((batch, *problem.source.shape[1:]))
         source[place] = problem.source[0]
         if direction == "backward_data":
-            arguments["x_shape"] = (batch, 6, 7, 10)
+            arguments["x_shape"] = (batch, *problem.x[1:])
         got = Problem(direction, source, problem.weight, arguments)("float32")
         np.testing.assert_array_equal(got[place], want[0])
 
@@ -369,7 +433,7 @@ def test_a_tile_does_not_depend_on_its_neighbours(direction, isa, rng):
 GUARDED = """
 import ctypes, mmap, sys
 import numpy as np, fastconv
-from fastconv import native
+from fastconv import dispatch, native, winograd
 
 libc = ctypes.CDLL(None, use_errno=True)
 libc.mprotect.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
@@ -389,17 +453,24 @@ def guarded(array, at_end):
 
 rng = np.random.default_rng(0)
 with fastconv.options(num_threads=2), native.using_isa(sys.argv[1]):
-    for dtype in ("float32", "float64"):
-        for x, filters, padding in (((2, 3, 9, 10), 5, 1), ((1, 16, 6, 6), 16, 0), ((3, 17, 5, 33), 33, 2),
-                                    ((1, 8, 4, 67), 8, ((0, 1), (2, 1))), ((33, 2, 5, 6), 1, 1)):
-            weight = rng.standard_normal((filters, x[1], 3, 3)).astype(dtype)
-            image = rng.standard_normal(x).astype(dtype)
-            dout = np.ones(fastconv.plan_conv2d(x, weight.shape, padding=padding).output_shape, dtype)
-            for end in (False, True):
-                a, w, d, out = (guarded(array, end) for array in (image, weight, dout, dout))
-                fastconv.conv2d(a, w, None, 1, padding, algorithm="winograd", out=out)
-                fastconv.conv2d_backward_data(d, w, x, 1, padding, algorithm="winograd", out=a)
-                print("done", flush=True)
+    for taps, tile in ((3, 4), (3, 2), (5, 2)):
+        dispatch._select.cache_clear()
+        winograd.best_tile = lambda operation, geometry: tile
+        for dtype in ("float32", "float64"):
+            for (n, c, h, w), filters, padding in (((2, 3, 9, 10), 5, 1), ((1, 16, 6, 6), 16, 0), ((3, 17, 5, 33), 33, 2),
+                                                   ((1, 8, 4, 67), 8, ((0, 1), (2, 1))), ((33, 2, 5, 6), 1, 1),
+                                                   ((1, 3, 14, 13), 9, 1)):
+                x = n, c, h + taps - 3, w + taps - 3
+                weight = rng.standard_normal((filters, c, taps, taps)).astype(dtype)
+                image = rng.standard_normal(x).astype(dtype)
+                dout = np.ones(fastconv.plan_conv2d(x, weight.shape, padding=padding).output_shape, dtype)
+                for end in (False, True):
+                    a, w, d, out = (guarded(array, end) for array in (image, weight, dout, dout))
+                    fastconv.conv2d(a, w, None, 1, padding, algorithm="winograd", out=out)
+                    packed = fastconv.pack_weight(w, x, 1, padding, algorithm="winograd")
+                    fastconv.conv2d(a, packed, None, 1, padding, out=out)
+                    fastconv.conv2d_backward_data(d, w, x, 1, padding, algorithm="winograd", out=a)
+                    print("done", flush=True)
 """
 
 
@@ -409,19 +480,78 @@ def test_nothing_beside_the_arrays_is_touched(isa):
     root = Path(fastconv.__file__).parent.parent
     run = subprocess.run([sys.executable, "-X", "faulthandler", "-c", GUARDED, isa], cwd=root, capture_output=True,
                          text=True, timeout=120, check=False, env={**os.environ, "FASTCONV_BACKEND": "cython"})
-    assert (run.stdout.count("done"), run.returncode) == (20, 0), run.stderr
+    assert (run.stdout.count("done"), run.returncode) == (72, 0), run.stderr
 
 
-def test_float16_and_packed_weights(rng, isa, assert_accurate):
-    problem = Problem.make(rng, "forward", (2, 9, 10, 11), 12, 1)
+@every_tile
+def test_float16(tile, rng, isa, assert_accurate):
+    problem = tile.make(rng, "forward", (2, 9, 10, 11), 12, 1)
     got = problem("float16")
     assert got.dtype == np.float16
     assert_accurate(got, *problem.expected("float16"), algorithm="winograd")
-    weight = problem.weight.astype("float32")
-    packed = fastconv.pack_weight(weight, (2, 9, 10, 11), 1, 1, algorithm="winograd")
-    assert packed.algorithm == "winograd"
-    np.testing.assert_array_equal(fastconv.conv2d(problem.source.astype("float32"), packed, None, 1, 1),
-                                  problem("float32"))
+
+
+# --- packed weights ---------------------------------------------------------------------------------------------------
+
+
+@every_tile
+@every_dtype
+@pytest.mark.parametrize("case", [case for case in BLOCKS if case.id != "batch0"], ids=str)
+def test_packed_weights(case, dtype, tile, isa, rng):
+    """Filters that were transformed before give the same bits, for any batch, and stay what they were."""
+    problem = tile.make(rng, "forward", case.x, case.filters, case.padding, case.groups)
+    source, weight = problem.source.astype(dtype), problem.weight.astype(dtype)
+    bias = rng.standard_normal(case.filters).astype(dtype)
+    want = problem(dtype, bias=bias, activation="relu")
+    how: dict[str, Any] = problem.arguments
+    packed = fastconv.pack_weight(weight, source.shape, **how, algorithm="winograd")
+    weight[...] = nan
+    for threads in (1, 3):
+        with fastconv.options(num_threads=threads):
+            np.testing.assert_array_equal(fastconv.conv2d(source, packed, bias, **how, activation="relu"), want)
+    np.testing.assert_array_equal(fastconv.conv2d(source[:1], packed, bias, **how, activation="relu"), want[:1])
+    assert (packed.algorithm, packed.backend, packed.isa) == ("winograd", "cython", isa)
+    transformed = tile.cells**2 * case.filters * case.x[1] // case.groups * weight.itemsize
+    assert packed.nbytes >= weight.nbytes + transformed
+    assert f"{packed.nbytes:,}" in repr(packed)
+
+
+@every_tile
+def test_packed_weights_that_are_not_finite(tile, isa, rng):
+    problem = tile.make(rng, "forward", (2, 4, 6, 7), 5, 1)
+    for array in (problem.source, problem.weight):
+        array[1, 2, 0, 1] = inf
+    source, weight = problem.source.astype("float32"), problem.weight.astype("float32")
+    packed = fastconv.pack_weight(weight, source.shape, 1, 1, algorithm="winograd")
+    np.testing.assert_array_equal(fastconv.conv2d(source, packed, None, 1, 1), problem("float32", "direct"))
+
+
+@every_tile
+def test_packed_weights_elsewhere(tile, rng, assert_accurate):
+    """Another dtype, and another instruction set than that of the handle, have the weight as it is."""
+    problem = tile.make(rng, "forward", (2, 9, 10, 11), 12, 1)
+    packed = fastconv.pack_weight(problem.weight.astype("float32"), problem.x, 1, 1, algorithm="winograd")
+    assert packed.isa == native.isa
+    double = fastconv.conv2d(problem.source, packed, None, 1, 1)
+    assert double.dtype == np.float64
+    want = fastconv.conv2d(problem.source, problem.weight.astype("float32"), None, 1, 1, algorithm="winograd")
+    np.testing.assert_array_equal(double, want)
+    half = fastconv.pack_weight(problem.weight.astype("float16"), problem.x, 1, 1, algorithm="winograd")
+    got = fastconv.conv2d(problem.source.astype("float16"), half, None, 1, 1)
+    np.testing.assert_array_equal(got, problem("float16"))
+    for name in native.available_isas():
+        with native.using_isa(name):
+            got = fastconv.conv2d(problem.source.astype("float32"), packed, None, 1, 1)
+            np.testing.assert_array_equal(got, problem("float32"))
+    with fastconv.options(accuracy="strict"), pytest.raises(ValueError, match=r"winograd.*strict"):
+        fastconv.conv2d(problem.source, packed, None, 1, 1)
+
+
+def test_packed_weights_that_are_too_large():
+    """A handle that cannot be had is refused by its size, before it is allocated."""
+    weight = np.broadcast_to(np.float32(1), (2**20, 2**18, 3, 3))
+    with pytest.raises(MemoryError, match="weight"):
+        fastconv.pack_weight(weight, (1, 2**18, 8, 8), 1, 1, algorithm="winograd")
 
 
 # --- trust: what is not finite (rule 13) ------------------------------------------------------------------------------
@@ -448,12 +578,13 @@ def with_cells(array: np.ndarray, cells: dict[tuple[int, ...], float]) -> np.nda
     return changed
 
 
+@every_tile
 @every_direction
 @every_dtype
 @pytest.mark.parametrize("value", [nan, inf, -inf], ids=str)
-def test_one_cell_that_is_not_finite(value, dtype, direction, isa, rng):
+def test_one_cell_that_is_not_finite(value, dtype, direction, tile, isa, rng):
     """In each row and column of a tile, in the first and last image, next to borders and in a tile's middle."""
-    problem = Problem.make(rng, direction, (3, 4, 9, 10), 5, 1)
+    problem = tile.make(rng, direction, (3, 4, 9, 10), 5, 1)
     n, c, h, w = problem.source.shape
     cells = [(0, 0, 0, 0), (n - 1, c - 1, h - 1, w - 1), (0, c - 1, h - 1, 0), (n - 1, 0, 0, w - 1),
              *((i % n, i % c, i % h, (i + 3) % w) for i in range(9))]
@@ -461,95 +592,103 @@ def test_one_cell_that_is_not_finite(value, dtype, direction, isa, rng):
         spoiled = Problem(direction, with_cells(problem.source, {cell: value}), problem.weight, problem.arguments)
         want = assert_same_as_direct(spoiled, dtype)
         seen = np.count_nonzero(~np.isfinite(want)) / want.shape[1]
-        assert 4 <= seen <= 9  # the definition's cells and no others
+        assert 4 <= seen <= tile.taps**2  # the definition's cells and no others
 
 
+@every_tile
 @every_direction
 @every_dtype
 @pytest.mark.parametrize("value", [nan, inf, -inf], ids=str)
-def test_one_weight_that_is_not_finite(value, dtype, direction, isa, rng):
+def test_one_weight_that_is_not_finite(value, dtype, direction, tile, isa, rng):
     """Every tap: over padding an infinite one gives NaN forward, and nothing at all backward (rule 3)."""
-    problem = Problem.make(rng, direction, (2, 4, 6, 7), 5, 1)
-    for i in range(9):
-        weight = with_cells(problem.weight, {(i % 5, i % 4, i // 3, i % 3): value})
+    problem = tile.make(rng, direction, (2, 4, 6, 7), 5, 1)
+    for i in range(tile.taps**2):
+        weight = with_cells(problem.weight, {(i % 5, i % 4, i // tile.taps, i % tile.taps): value})
         want = assert_same_as_direct(Problem(direction, problem.source, weight, problem.arguments), dtype)
         assert 0 < np.count_nonzero(np.isfinite(want)) < want.size
 
 
+@every_tile
 @every_dtype
-def test_a_weight_that_is_not_finite_where_filters_are_not_kept(dtype, isa, rng):
-    filters, channels = FILTERS[dtype][1]
-    problem = Problem.make(rng, "forward", (1, channels, 3, 5), filters, 1)
-    weight = with_cells(problem.weight, {(filters - 1, channels - 1, 2, 0): inf})
+def test_a_weight_that_is_not_finite_where_filters_are_not_kept(dtype, tile, isa, rng):
+    channels = large(tile, dtype)
+    problem = tile.make(rng, "forward", (1, channels, 3, 5), channels, 1)
+    weight = with_cells(problem.weight, {(channels - 1, channels - 1, 2, 0): inf})
     assert_same_as_direct(Problem("forward", problem.source, weight, problem.arguments), dtype)
 
 
+@every_tile
 @every_dtype
 @pytest.mark.parametrize("threads", [1, 3])
-def test_one_spoiled_cell_among_many_blocks(dtype, threads, isa, rng):
+def test_one_spoiled_cell_among_many_blocks(dtype, threads, tile, isa, rng):
     """Whichever thread finds it: in the first block, in one in the middle, and in the last."""
-    problem = Problem.make(rng, "forward", (5, 8, 45, 45), 9, 1)
+    problem = tile.make(rng, "forward", (5, 8, 45, 45), 9, 1)
     with fastconv.options(num_threads=threads):
         for cell in ((0, 7, 0, 0), (2, 3, 22, 22), (4, 0, 44, 44)):
             assert_same_as_direct(Problem("forward", with_cells(problem.source, {cell: inf}), problem.weight,
                                           problem.arguments), dtype)
 
 
+@every_tile
 @every_dtype
-def test_relu_does_not_hide_what_is_not_finite(dtype, isa, rng):
+def test_relu_does_not_hide_what_is_not_finite(dtype, tile, isa, rng):
     """An infinity turns a whole tile into NaN or -inf: ReLU would make zeros of the latter, and they were numbers."""
-    problem = Problem.make(rng, "forward", (1, 2, 9, 9), 3, 1)
+    problem = tile.make(rng, "forward", (1, 2, 9, 9), 3, 1)
     weight = np.abs(problem.weight) + 0.1
     for value in (nan, inf, -inf):
         spoiled = Problem("forward", with_cells(np.abs(problem.source), {(0, 1, 4, 4): value}), weight,
                           problem.arguments)
         want = assert_same_as_direct(spoiled, dtype, activation="relu")
-        assert np.count_nonzero(want == 0) == (27 if value == -inf else 0)
+        assert np.count_nonzero(want == 0) == (3 * tile.taps**2 if value == -inf else 0)
     # finite cells of a tile with nothing but overflow to -inf beside them
     largest = float(np.finfo(dtype).max)
-    down = Problem("forward", np.full((1, 1, 4, 4), -largest), np.ones((1, 1, 3, 3)), problem.arguments)
+    down = Problem("forward", np.full((1, 1, 4, 4), -largest), np.ones((1, 1, tile.taps, tile.taps)), problem.arguments)
     assert (assert_same_as_direct(down, dtype, activation="relu") == 0).all()
 
 
+@every_tile
 @every_dtype
 @pytest.mark.parametrize("value", [nan, inf, -inf], ids=str)
-def test_a_bias_that_is_not_finite(value, dtype, isa, rng):
-    problem = Problem.make(rng, "forward", (2, 3, 6, 7), 8, 1)
+def test_a_bias_that_is_not_finite(value, dtype, tile, isa, rng):
+    problem = tile.make(rng, "forward", (2, 3, 6, 7), 8, 1)
     bias = with_cells(rng.standard_normal(8), {(6,): value}).astype(dtype)
     for activation in (None, "relu"):
         want = assert_same_as_direct(problem, dtype, bias=bias, activation=activation)
         assert np.isfinite(want[:, :6]).all()
 
 
+@every_tile
 @every_direction
 @every_dtype
 @pytest.mark.parametrize("where", ["source", "weight"])
-def test_numbers_so_large_that_only_the_transforms_overflow(where, dtype, direction, isa, rng):
+def test_numbers_so_large_that_only_the_transforms_overflow(where, dtype, direction, tile, isa, rng):
     """Finite inputs, finite results: the transforms add up more than the definition does, and are noticed."""
     largest = float(np.finfo(dtype).max)
-    problem = Problem.make(rng, direction, (2, 1, 9, 10), 1, 1)
+    problem = tile.make(rng, direction, (2, 1, 9, 10), 1, 1)
     signs = np.where(np.arange(problem.source.size).reshape(problem.source.shape) % 2, -1.0, 1.0)
-    middle = np.zeros((1, 1, 3, 3))
+    middle = np.zeros_like(problem.weight)
     middle[..., 1, 1] = 0.75  # a single tap: no sums in the definition
     if where == "source":
         problem = Problem(direction, 0.9 * largest * signs, middle, problem.arguments)
     else:
-        alternating = np.where(np.arange(9).reshape(1, 1, 3, 3) % 2, -0.9, 0.9) * largest
+        alternating = np.where(np.arange(middle.size).reshape(middle.shape) % 2, -0.9, 0.9) * largest
         problem = Problem(direction, problem.source * 1e-3, alternating, problem.arguments)
     want = assert_same_as_direct(problem, dtype)
     assert np.isfinite(want).all()
 
 
+@pytest.mark.parametrize("tile", [tile for tile in TILES if tile.cells == 6], ids=str, indirect=True)
 @every_dtype
-def test_overflow_anywhere_on_the_way(dtype, isa, rng):
+def test_overflow_anywhere_on_the_way(dtype, tile, isa, rng):
     """Numbers on the brink, so that it is now one transform and now another that overflows, to inf, to -inf or to NaN.
 
-    In the output transform it may be to -inf alone, which ReLU would make zeros of.
+    In the output transform it may be to -inf alone, which ReLU would make zeros of. F(2,3) is not among the tiles: it
+    overflows about where the definition does.
     """
     largest = float(np.finfo(dtype).max)
     recomputed = hidden = 0
     for i in range(400):
-        problem = Problem.make(rng, "forward", (1, 1, 6, 6), 1)
+        problem = tile.make(rng, "forward", (1, 1, 6, 6), 1)
         size = largest / 10 ** rng.uniform(0, 2)
         problem = Problem("forward", problem.source / np.abs(problem.source).max() * size, problem.weight, {})
         want = assert_same_as_direct(problem, dtype, activation="relu" if i % 4 else None)
@@ -559,19 +698,21 @@ def test_overflow_anywhere_on_the_way(dtype, isa, rng):
     assert hidden > 100
 
 
+@every_tile
 @every_dtype
-def test_sums_that_overflow_in_the_definition_too(dtype, isa, rng):
+def test_sums_that_overflow_in_the_definition_too(dtype, tile, isa, rng):
     largest = float(np.finfo(dtype).max)
-    problem = Problem.make(rng, "forward", (1, 3, 9, 9), 4, 1)
+    problem = tile.make(rng, "forward", (1, 3, 9, 9), 4, 1)
     source = with_cells(problem.source, {(0, 1, 4, 5): largest})
     want = assert_same_as_direct(Problem("forward", source, 3 * problem.weight, problem.arguments), dtype)
     assert np.isinf(want).any()
     assert np.isfinite(want).any()
 
 
-def test_what_is_not_finite_keeps_to_itself_in_a_given_out(rng, isa, poisoned):
+@every_tile
+def test_what_is_not_finite_keeps_to_itself_in_a_given_out(tile, rng, isa, poisoned):
     """An `out` is filled anew after Winograd has written to it, and nothing beside it."""
-    problem = Problem.make(rng, "forward", (1, 2, 7, 7), 3, 1)
+    problem = tile.make(rng, "forward", (1, 2, 7, 7), 3, 1)
     source = poisoned.place(with_cells(problem.source, {(0, 0, 0, 0): inf}).astype("float32"))
     weight = poisoned.place(problem.weight.astype("float32"))
     out = poisoned((1, 3, 7, 7), "float32", "spread")
@@ -597,11 +738,12 @@ PAINFUL: dict[str, Callable[[np.random.Generator, np.ndarray], np.ndarray]] = {
 }
 
 
+@every_tile
 @every_direction
 @every_dtype
 @pytest.mark.parametrize("kind", PAINFUL)
-def test_errors_on_inputs_that_hurt(kind, dtype, direction, isa, rng, assert_accurate):
-    problem = Problem.make(rng, direction, (2, 17, 13, 14), 9, 1)
+def test_errors_on_inputs_that_hurt(kind, dtype, direction, tile, isa, rng, assert_accurate):
+    problem = tile.make(rng, direction, (2, 17, 13, 14), 9, 1)
     problem = Problem(direction, PAINFUL[kind](rng, problem.source), problem.weight, problem.arguments)
     assert_accurate(problem(dtype), *problem.expected(dtype), algorithm="winograd")
 
@@ -616,21 +758,25 @@ def test_a_laplacian_of_a_constant_image(dtype, isa, rng, assert_accurate):
     assert_accurate(problem(dtype), want, spread, algorithm="winograd")
 
 
+@every_tile
 @every_direction
-def test_512_channels(direction, isa, rng, assert_accurate):
+def test_512_channels(direction, tile, isa, rng, assert_accurate):
     """The bound of rule 14 for the largest error, and one for the mean error, which tells the points apart."""
-    problem = Problem.make(rng, direction, (1, 512, 14, 13), 32, 1) if direction == "forward" else \
-        Problem.make(rng, direction, (1, 32, 14, 13), 512, 1)
+    problem = tile.make(rng, direction, (1, 512, 14, 13), 32, 1) if direction == "forward" else \
+        tile.make(rng, direction, (1, 32, 14, 13), 512, 1)
     want, _ = problem.expected("float32")
     got = problem("float32")
     assert_accurate(got, want, algorithm="winograd")  # against the largest output, without the terms
-    assert np.sqrt(np.mean((got - want) ** 2) / np.mean(want**2)) <= RMS_ERROR
+    most, mean = ERRORS[tile]
+    assert np.abs(got - want).max() <= most * np.abs(want).max()
+    assert np.sqrt(np.mean((got - want) ** 2) / np.mean(want**2)) <= mean
     assert_accurate(problem("float64"), problem.expected("float64")[0], algorithm="winograd")
 
 
-#: Root of the mean squared error over that of the output, with 512 channels of normal data in float32. It is 1.5e-6
-#: with the points of winograd.h; with 0, +-1, +-2 as with 0, +-1, +-1/2 the transforms alone make it 2.8e-6.
-RMS_ERROR = 2e-6
+#: Largest error over the largest output, and the root of the mean squared error over that of the output, with 512 channels
+#: of normal data in float32. F(4,3)'s mean is 1.1e-6 with the points of winograd.h; with 0, +-1, +-2 as with 0, +-1, +-1/2
+#: the transforms alone make it 2.8e-6, and sums that are not cut 2e-6.
+ERRORS = {Tile(4, 3): (5e-6, 1.5e-6), Tile(2, 3): (1e-6, 5e-7), Tile(2, 5): (5e-6, 1.7e-6)}
 
 
 @every_direction
@@ -680,7 +826,7 @@ def plan_of(x: np.ndarray, weight: np.ndarray) -> str:
 
 
 @pytest.mark.parametrize(("weight", "how"), [
-    ((4, 4, 1, 1), {}), ((4, 4, 2, 2), {}), ((4, 4, 3, 1), {}), ((4, 4, 1, 3), {}), ((4, 4, 7, 7), {}),
+    ((4, 4, 1, 1), {}), ((4, 4, 2, 2), {}), ((4, 4, 3, 5), {}), ((4, 4, 3, 1), {}), ((4, 4, 1, 3), {}), ((4, 4, 7, 7), {}),
     ((4, 4, 3, 3), {"stride": 2}), ((4, 4, 3, 3), {"stride": (1, 2)}), ((4, 4, 3, 3), {"dilation": 2}),
     ((4, 4, 3, 3), {"dilation": (2, 1)})], ids=str)
 def test_what_it_cannot_do_is_refused_by_name(weight, how):

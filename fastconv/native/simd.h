@@ -46,6 +46,7 @@
 #define FC_PRODUCT_VECTORS 2
 #endif
 #define FC_TILE_ROWS 6
+#define FC_PRODUCT_TERMS 128 /* of one piece of a sum in Winograd's products */
 #define FC_PANEL 8 /* output channels of a panel of transformed filters, which FC_PRODUCT_ROWS divides */
 #define FC_PLANE_ROWS 4
 #define FC_PLANE_FILTER 7

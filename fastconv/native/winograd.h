@@ -390,10 +390,10 @@ FC_INLINE void FC_NAME(filter_tiles)(const int m, const int r, const FC_T *g, pt
 }
 
 /* Product tile: c[i][p] = sum over s of a[s*FC_PANEL + i] * b[s*ldb + p] for `rows` rows and `vectors` vectors of p; the
- * n*FC_PANEL elements at `ahead`, of the panel that comes next, are fetched meanwhile. Called with constant `rows` and
- * `vectors` only. */
+ * n*FC_PANEL elements at `ahead`, of the panel that comes next, are fetched meanwhile. With `add` the sum is added to c.
+ * Called with constant `rows` and `vectors` only. */
 FC_INLINE void FC_NAME(product)(const int rows, const int vectors, const FC_T *a, const FC_T *ahead, const FC_T *b,
-                                ptrdiff_t ldb, ptrdiff_t n, FC_T *c, ptrdiff_t ldc)
+                                ptrdiff_t ldb, ptrdiff_t n, FC_T *c, ptrdiff_t ldc, int add)
 {
     VEC acc[FC_PRODUCT_ROWS][FC_PRODUCT_VECTORS];
     FC_UNROLL
@@ -418,15 +418,20 @@ FC_INLINE void FC_NAME(product)(const int rows, const int vectors, const FC_T *a
     FC_UNROLL
     for (int i = 0; i < rows; i++)
         FC_UNROLL
-        for (int j = 0; j < vectors; j++)
-            *(UVEC *)(c + i * ldc + j * LANES) = acc[i][j];
+        for (int j = 0; j < vectors; j++) {
+            UVEC *to = (UVEC *)(c + i * ldc + j * LANES);
+            if (add)
+                acc[i][j] += *to;
+            *to = acc[i][j];
+        }
 }
 
 #define PRODUCT(V)                                                                                                   \
     __attribute__((noinline)) static void FC_NAME(product_##V)(const FC_T *a, const FC_T *ahead, const FC_T *b,       \
-                                                               ptrdiff_t ldb, ptrdiff_t n, FC_T *c, ptrdiff_t ldc)    \
+                                                               ptrdiff_t ldb, ptrdiff_t n, FC_T *c, ptrdiff_t ldc,    \
+                                                               int add)                                              \
     {                                                                                                                \
-        FC_NAME(product)(FC_PRODUCT_ROWS, V, a, ahead, b, ldb, n, c, ldc);                                           \
+        FC_NAME(product)(FC_PRODUCT_ROWS, V, a, ahead, b, ldb, n, c, ldc, add);                                      \
     }
 PRODUCT(1)
 PRODUCT(2)
@@ -435,24 +440,30 @@ PRODUCT(3)
 #endif
 #undef PRODUCT
 
-/* (FC_PANEL, n) @ (n, vectors*LANES): one panel of U with V of one block of tiles. */
+/* (FC_PANEL, n) @ (n, vectors*LANES): one panel of U with V of one block of tiles. Sums are cut into pieces of about
+ * FC_PRODUCT_TERMS terms, which are added up then: the error of a blocked sum is that of its pieces. */
 static void FC_NAME(winograd_product)(const FC_T *a, const FC_T *ahead, const FC_T *b, ptrdiff_t ldb, ptrdiff_t n,
                                       ptrdiff_t vectors, FC_T *c, ptrdiff_t ldc)
 {
-    for (int i = 0; i < FC_PANEL; i += FC_PRODUCT_ROWS) {
-        const FC_T *right = b;
-        FC_T *to = c + i * ldc;
-        for (ptrdiff_t left = vectors, taken; left; left -= taken, right += taken * LANES, to += taken * LANES) {
+    const ptrdiff_t pieces = n < FC_PRODUCT_TERMS ? 1 : (n + FC_PRODUCT_TERMS / 2) / FC_PRODUCT_TERMS;
+    for (ptrdiff_t piece = 0, start = 0; piece < pieces; piece++) {
+        const ptrdiff_t terms = n * (piece + 1) / pieces - start;
+        for (int i = 0; i < FC_PANEL; i += FC_PRODUCT_ROWS) {
+            const FC_T *left = a + start * FC_PANEL + i, *next = ahead + start * FC_PANEL, *right = b + start * ldb;
+            FC_T *to = c + i * ldc;
+            for (ptrdiff_t rest = vectors, taken; rest; rest -= taken, right += taken * LANES, to += taken * LANES) {
 #if FC_PRODUCT_VECTORS == 3
-            if (left == 3 || left > 4) { /* two twos are better than three and one */
-                taken = 3;
-                FC_NAME(product_3)(a + i, ahead, right, ldb, n, to, ldc);
-                continue;
-            }
+                if (rest == 3 || rest > 4) { /* two twos are better than three and one */
+                    taken = 3;
+                    FC_NAME(product_3)(left, next, right, ldb, terms, to, ldc, piece > 0);
+                    continue;
+                }
 #endif
-            taken = left < 2 ? left : 2;
-            (taken == 2 ? FC_NAME(product_2) : FC_NAME(product_1))(a + i, ahead, right, ldb, n, to, ldc);
+                taken = rest < 2 ? rest : 2;
+                (taken == 2 ? FC_NAME(product_2) : FC_NAME(product_1))(left, next, right, ldb, terms, to, ldc, piece > 0);
+            }
         }
+        start += terms;
     }
 }
 
