@@ -281,6 +281,7 @@ _SPREAD = 0.4  # direct backward data: pixels of one parity class are few, and a
 _GATHER = 25.0  # implicit GEMM's backward data: to store a vector of columns and to gather it
 _COLUMNS = 65536  # pixels times taps beyond which that cuts an image into bands, which overlap
 _WINDOW, _PIXEL = 3.0, 0.5  # implicit GEMM's backward weight: to pack a vector of a window, and to turn a cell of a pixel
+_INEXACT = 1.1  # Winograd: it must win by so much, because its error is larger
 _COLUMN = 100.0  # im2col: to write a term's pixels to memory and read them again
 
 
@@ -329,8 +330,8 @@ def estimate(algorithm: str, operation: str, geometry: Conv2dGeometry) -> float:
         pack = _RUN * (_PANEL / width + 1) + _ROW + _FLAT * geometry.stride[0] * geometry.stride[1] / geometry.taps
         return waste + pack / (_PANEL_FMAS * rows) + _OUT / (_PANEL_FMAS * terms)
     if algorithm == "winograd":
-        fmas = terms * rows * height * width * max(geometry.batch, 1) / _LANES  # of the definition
-        return winograd.cost(operation, geometry, winograd.best_tile(operation, geometry)) / fmas
+        fmas = terms * rows * height * width * max(geometry.batch, 1) * geometry.groups / _LANES  # of the definition
+        return _INEXACT * winograd.cost(operation, geometry, winograd.best_tile(operation, geometry)) / fmas
     raise ValueError(f"no estimate for algorithm {algorithm!r}")
 
 

@@ -14,8 +14,10 @@ TILES = {3: (4, 2), 5: (2,)}
 #: Of the vectors that the constants below are for.
 LANES = 16
 
-# In the unit of one FMA instruction, fitted as those in dispatch.py: to transform one cell of a tile of a channel, and one
-# cell of a tile back, for vectors of tiles; one cell of a filter; and to fetch one cell of a filter for a product.
+# In the unit of one FMA instruction, fitted as those in dispatch.py: to begin a call and to end it; to transform one cell of a
+# tile of a channel, and one cell of a tile back, for vectors of tiles; one cell of a filter; and to fetch one cell of a
+# filter for a product.
+_CALL = 50_000
 _TO_TILES, _FROM_TILES, _FILTERS, _FETCH = 0.9, 1.1, 1.0, 0.2
 
 
@@ -29,7 +31,7 @@ def unsupported(geometry: Conv2dGeometry) -> str | None:
 
 
 def cost(operation: str, geometry: Conv2dGeometry, tile: int) -> float:
-    """What one group of all images costs with tiles of this size, in FMA instructions."""
+    """What all images cost with tiles of this size, in FMA instructions."""
     sources, rows = geometry.channels // geometry.groups, geometry.out_channels // geometry.groups
     height, width = geometry.out_size
     if operation == "backward_data":
@@ -41,7 +43,7 @@ def cost(operation: str, geometry: Conv2dGeometry, tile: int) -> float:
     work = cells * rows * sources * vectors * (1.2 if vectors == 1 else 1.0)
     work += cells * LANES * vectors * (_TO_TILES * sources + _FROM_TILES * rows)
     work += cells * rows * sources * (_FETCH if operation == "packed" else _FILTERS)
-    return work
+    return work * geometry.groups + _CALL
 
 
 def best_tile(operation: str, geometry: Conv2dGeometry) -> int:
