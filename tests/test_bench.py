@@ -203,7 +203,7 @@ def test_peers_compute_the_same(name):
 def test_engines_compute_the_same(operation):
     engines = [name for name in peers.names(operation) if name not in peers.PEERS]
     assert engines[0] == peers.AUTO
-    assert len(engines) >= 3
+    assert any(name.startswith("numpy") for name in engines)  # there are others where extension modules or Numba are
     for name in engines:
         done = 0
         for job in small_jobs(operation):
