@@ -844,7 +844,8 @@ def max_pool2d_backward(dout: ArrayLike, indices: ArrayLike, input_shape: Any, *
     Raises
     ------
     ValueError
-        Where the shapes do not fit together, or an index lies outside the plane.
+        Where the shapes do not fit together; or where an index lies outside the plane, which is found out on the way: `out`
+        then holds part of the gradient.
     TypeError
         Where `indices` are not integers.
     """
