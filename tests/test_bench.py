@@ -377,7 +377,8 @@ def test_short_calls_are_counted_in_bunches(fake_time):
     samples = timing.interleave({"a": fake_time("a", 1e-5)}, 1.0, rounds=(3, 7))
     assert samples["a"].iterations == 100
     assert samples["a"].seconds == pytest.approx([1e-5] * 7)
-    assert len(fake_time.log) == 3 + 7 * (1 + 100)
+    before, counted = round(timing.WARM_UP_SECONDS / 1e-5), 100  # calls of a turn; the clock is rounded, so one more or less
+    assert abs(len(fake_time.log) - (3 + 7 * (before + counted))) <= 7
 
 
 def test_slow_contenders_are_spread_over_the_rounds(fake_time):

@@ -6,7 +6,8 @@ to run last. A turn is
 
 1. a wait until no thread of this process works any more, where there are several: pools of OpenMP and BLAS threads go on
    spinning for a while after their work, and would do so at the next contender's expense;
-2. one call that is not counted, if a call takes less than 20 ms: it brings the contender's code and data back into the caches;
+2. calls that are not counted, for 5 ms and at least one, if a call takes less than 20 ms: they bring the contender's code and
+   data back into the caches, and wake its threads and the processors that slept in the wait;
 3. the sample: as many calls in a row as take a millisecond, one if a call takes longer. What counts is the mean of these.
 
 Each contender has the same time; a slow one so has fewer turns, and they are spread evenly over the rounds. It has five
@@ -27,8 +28,11 @@ from typing import Any
 #: A sample is at least this long, if it takes several calls to be.
 SAMPLE_SECONDS = 1e-3
 
-#: Calls that take longer are not preceded by one that is not counted: caches are a small part of them.
+#: Calls that take longer are not preceded by any that are not counted: caches are a small part of them.
 WARM_UP_BELOW = 20e-3
+
+#: How long the calls go on that are not counted.
+WARM_UP_SECONDS = 5e-3
 
 #: How many rounds there are at least and at most. Whose turn takes longer than SLOW seconds has one if need be.
 ROUNDS, SLOW = (5, 25), 0.2
@@ -103,7 +107,8 @@ def interleave(calls: Mapping[str, Callable[[], Any]], seconds: float, *, thread
             with inside(name):
                 once = min(_sample(call, 1) for _ in range(3))
         found[name] = Samples(max(1, math.ceil(SAMPLE_SECONDS / max(once, 1e-9))) if once < SAMPLE_SECONDS else 1)
-        costs[name] = max(once * (found[name].iterations + (name in short)), 1e-9)
+        uncounted = max(once, WARM_UP_SECONDS) if name in short else 0.0
+        costs[name] = max(once * found[name].iterations + uncounted, 1e-9)
     turns = _turns(costs, seconds, rounds)
     last = max(turns.values(), default=0)
     for i in range(last):
@@ -114,7 +119,7 @@ def interleave(calls: Mapping[str, Callable[[], Any]], seconds: float, *, thread
             entry = found[name]
             with inside(name):
                 if name in short:
-                    calls[name]()
+                    _warm_up(calls[name])
                 entry.seconds.append(_sample(calls[name], entry.iterations))
             samples[name] = entry
     return samples
@@ -129,6 +134,14 @@ def _turns(costs: Mapping[str, float], seconds: float, rounds: tuple[int, int]) 
         turns[name] = min(max(wanted, least if costs[name] < SLOW else 1), most)
         left = max(left - turns[name] * costs[name], 0.0)
     return turns
+
+
+def _warm_up(call: Callable[[], Any]) -> None:
+    """Calls that are not counted."""
+    end = time.perf_counter() + WARM_UP_SECONDS
+    call()
+    while time.perf_counter() < end:
+        call()
 
 
 def _sample(call: Callable[[], Any], iterations: int) -> float:
