@@ -348,10 +348,8 @@ class CythonBackend(NumpyBackend):
         self._kernels().avg_pool(dout, geometry, *divisors, True, out, memory.scratch, threads)
 
 
-def _lines(nbytes: int) -> Array:
-    """Memory that starts at a cache line, for kernels that are also called while their thread's scratch is in use."""
-    raw = np.empty(nbytes + 64, np.uint8)
-    return raw[-raw.ctypes.data % 64:]
+#: Scratch for kernels that are also called while their thread's own is in use.
+_lines = partial(memory.aligned_bytes, "scratch memory")
 
 
 @lru_cache(maxsize=64)

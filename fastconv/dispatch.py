@@ -267,7 +267,7 @@ def select(operation: str, geometry: Conv2dGeometry, dtype: np.dtype, settings: 
 # What the algorithms cost beside the FMAs of the definition, in the unit of one FMA instruction. Fitted to the rows of
 # bench/layers.py on a Zen 5 (AVX-512, float32): each ranks the two kernels as their measured times do, but where these
 # are within 4% of each other.
-_LANES = 16
+_LANES = winograd.LANES
 _PANEL = 64  # pixels of a tile
 _PANEL_FMAS = 4  # FMA instructions that a tile needs for one output channel and one term
 _RUN, _ROW = 3.0, 20.0  # implicit GEMM: to pack one run of pixels of one term, and one term at all

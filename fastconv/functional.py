@@ -741,8 +741,7 @@ def conv_transpose2d(x: ArrayLike, weight: ArrayLike, bias: ArrayLike | None = N
     offset = _checked_bias(bias, geometry.channels)
     shape = geometry.input_shape if image.ndim == 4 else geometry.input_shape[1:]
     return _backward_data(image, filters, geometry, shape, _common_dtype(image, filters, offset), "auto", "zeros", out,
-                          offset,
-                          x=image, weight=filters, bias=offset)
+                          offset, x=image, weight=filters, bias=offset)
 
 
 # --- pooling ----------------------------------------------------------------------------------------------------------
@@ -850,23 +849,30 @@ def max_pool2d_backward(dout: ArrayLike, indices: ArrayLike, input_shape: Any, *
         Where `indices` are not integers.
     """
     gradient = _as_array("dout", dout, (3, 4))
-    places = _as_array("indices", indices, (3, 4))
-    if places.dtype.kind not in "iu":
-        raise TypeError(f"indices must be integers, got dtype {places.dtype}")
+    places = _as_indices(indices)
     geometry = unpool2d_geometry(gradient.shape, places.shape, input_shape)
     shape = geometry.input_shape if gradient.ndim == 4 else geometry.input_shape[1:]
     dtype = gradient.dtype.newbyteorder("=")
     compute = dispatch.compute_dtype(dtype)
     result = _Result(shape, dtype, compute, out, dout=gradient, indices=places)
-    if result.array.size:
-        cells = math.prod(geometry.in_size)
-        if not dispatch.backend().max_pool_backward(
-                _prepared("dout", _batched(gradient), compute),
-                _prepared("indices", _batched(places), np.dtype(np.int64)), geometry, _batched(result.array),
-                dispatch.threads(result.array.size)):
-            raise ValueError(f"indices must lie in 0 to {cells - 1}, the cells of a plane of {geometry.in_size}, got "
-                             f"{places.min()} to {places.max()}")
+    if result.array.size and not dispatch.backend().max_pool_backward(
+            _prepared("dout", _batched(gradient), compute), _prepared("indices", _batched(places), np.dtype(np.int64)),
+            geometry, _batched(result.array), dispatch.threads(result.array.size)):
+        raise _outside(places, geometry.in_size)
     return result()
+
+
+def _as_indices(indices: ArrayLike) -> Array:
+    places = _as_array("indices", indices, (3, 4))
+    if places.dtype.kind not in "iu":
+        raise TypeError(f"indices must be integers, got dtype {places.dtype}")
+    return places
+
+
+def _outside(places: Array, size: tuple[int, int]) -> ValueError:
+    """The error of indices some of which are outside of a plane."""
+    return ValueError(f"indices must lie in 0 to {math.prod(size) - 1}, the cells of a plane of {size}, got {places.min()} to "
+                      f"{places.max()}")
 
 
 def _average_geometry(name: str, shape: tuple[int, ...], kernel_size: Any, stride: Any, padding: Any, dilation: Any,

@@ -53,6 +53,14 @@ def as_flag(name: str, value: Any) -> bool:
     return bool(value)
 
 
+def as_choice(name: str, value: Any, choices: Sequence[str]) -> str:
+    """Return `value`, or raise TypeError or ValueError that names `name` and the choices where it is none of them."""
+    if isinstance(value, str) and value in choices:
+        return value
+    error = ValueError if isinstance(value, str) else TypeError
+    raise error(f"{name} must be one of {', '.join(map(repr, choices))}, got {value!r}")
+
+
 def _is_sequence(value: Any) -> bool:
     return hasattr(value, "__len__") and hasattr(value, "__getitem__") and not isinstance(value, (str, bytes, dict)) \
         and getattr(value, "ndim", 1) != 0
@@ -278,6 +286,7 @@ class Window2dGeometry:
 
     def columns_shape(self, layout: str) -> tuple[int, ...]:
         """Shape of the column matrix in one of the `LAYOUTS`."""
+        as_choice("layout", layout, LAYOUTS)
         n, rows, places = self.batch, self.channels * self.taps, self.positions
         if layout == "rows":
             return n * places, rows
@@ -285,11 +294,7 @@ class Window2dGeometry:
             return n, rows, places
         if layout == "windows":
             return (n, self.channels, *self.kernel, *self.out_size)
-        if layout == "cs231n":
-            return rows, places * n
-        if not isinstance(layout, str):
-            raise TypeError(f"layout must be one of {', '.join(map(repr, LAYOUTS))}, got {layout!r}")
-        raise ValueError(f"layout must be one of {', '.join(map(repr, LAYOUTS))}, got {layout!r}")
+        return rows, places * n
 
 
 LAYOUTS = ("rows", "columns", "windows", "cs231n")
@@ -426,10 +431,7 @@ def conv2d_geometry(x_shape: Any, weight_shape: Any, stride: Any = 1, padding: A
 
 def check_padding_mode(mode: Any, geometry: Conv2dGeometry) -> str:
     """Return `mode`, or raise TypeError or ValueError where it is none or the image too small for it."""
-    if not isinstance(mode, str):
-        raise TypeError(f"padding_mode must be one of {', '.join(map(repr, PADDING_MODES))}, got {mode!r}")
-    if mode not in PADDING_MODES:
-        raise ValueError(f"padding_mode must be one of {', '.join(map(repr, PADDING_MODES))}, got {mode!r}")
+    mode = as_choice("padding_mode", mode, PADDING_MODES)
     most = {"reflect": 1, "circular": 0}  # a cell may be taken twice, but not from a cell of padding
     for axis, name in enumerate(("height", "width")):
         if mode in most and max(geometry.pads[axis]) > geometry.in_size[axis] - most[mode]:

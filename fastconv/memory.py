@@ -96,16 +96,12 @@ def watch_scratch() -> Iterator[ScratchWatch]:
         _local.watch = before
 
 
-def _aligned(nbytes: int) -> np.ndarray:
-    raw = np.empty(nbytes + 64, np.uint8)
-    start = -raw.ctypes.data % 64
-    return raw[start:start + nbytes]
-
-
 def aligned_bytes(what: str, nbytes: int) -> np.ndarray:
     """`nbytes` of uninitialised bytes that start at a cache line; `what` names them in errors."""
     check_bytes(what, nbytes)
-    return _aligned(nbytes)
+    raw = np.empty(nbytes + 64, np.uint8)
+    start = -raw.ctypes.data % 64
+    return raw[start:start + nbytes]
 
 
 def scratch(nbytes: int) -> np.ndarray:
@@ -121,8 +117,7 @@ def scratch(nbytes: int) -> np.ndarray:
     if kept is not None and kept.size >= nbytes and _local.generation == _generation:
         return kept
     _local.buffer = None
-    check_bytes("scratch memory", nbytes)
-    buffer = _aligned(nbytes)
+    buffer = aligned_bytes("scratch memory", nbytes)
     if nbytes <= KEPT_SCRATCH_BYTES:
         _local.buffer, _local.generation = buffer, _generation
     return buffer

@@ -19,7 +19,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from .geometry import as_int
+from .geometry import as_choice, as_int
 
 BACKENDS = ("cython", "numba", "numpy")
 ACCURACIES = ("standard", "strict")
@@ -69,21 +69,14 @@ def native_error() -> str | None:
 
 
 def _checked_backend(source: str, name: Any) -> str:
-    if not isinstance(name, str):
-        raise TypeError(f"{source} must be one of {', '.join(map(repr, BACKENDS))}, got {name!r}")
-    if name not in BACKENDS:
-        raise ValueError(f"{source} must be one of {', '.join(map(repr, BACKENDS))}, got {name!r}")
+    name = as_choice(source, name, BACKENDS)
     if not backend_available(name):
         raise ImportError(f"{source}={name!r} is not available here; {_INSTALL[name]}")
     return name
 
 
 def _checked_accuracy(source: str, name: Any) -> str:
-    if not isinstance(name, str):
-        raise TypeError(f"{source} must be one of {', '.join(map(repr, ACCURACIES))}, got {name!r}")
-    if name not in ACCURACIES:
-        raise ValueError(f"{source} must be one of {', '.join(map(repr, ACCURACIES))}, got {name!r}")
-    return name
+    return as_choice(source, name, ACCURACIES)
 
 
 def _checked_bytes(source: str, value: Any) -> int:

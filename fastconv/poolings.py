@@ -11,7 +11,9 @@ from numpy.typing import ArrayLike
 from . import dispatch, memory
 from .functional import (
     _as_array,
+    _as_indices,
     _average_dtype,
+    _outside,
     _prepared,
     avg_pool2d,
     avg_pool2d_backward,
@@ -320,7 +322,7 @@ def max_unpool2d(x: ArrayLike, indices: ArrayLike, kernel_size: Any, stride: Any
     TypeError
         Where `indices` are not integers.
     """
-    cells, places = _as_array("x", x, (3, 4)), _checked_indices(indices)
+    cells, places = _as_array("x", x, (3, 4)), _as_indices(indices).astype(np.int64, copy=False)
     if places.shape != cells.shape:
         raise ValueError(f"indices must have the shape of x, {cells.shape}, got {places.shape}")
     out_size = _unpooled_size(cells.shape, kernel_size, stride, padding, output_size)
@@ -353,7 +355,7 @@ def max_unpool2d_backward(dout: ArrayLike, indices: ArrayLike) -> Array:
     ValueError, TypeError
         As :func:`max_unpool2d`.
     """
-    gradient, places = _as_array("dout", dout, (3, 4)), _checked_indices(indices)
+    gradient, places = _as_array("dout", dout, (3, 4)), _as_indices(indices).astype(np.int64, copy=False)
     if places.ndim != gradient.ndim or places.shape[:-2] != gradient.shape[:-2]:
         raise ValueError(f"indices must have the batch and channels of dout, {gradient.shape}, got {places.shape}")
     _check_range(places, (gradient.shape[-2], gradient.shape[-1]))
@@ -362,18 +364,9 @@ def max_unpool2d_backward(dout: ArrayLike, indices: ArrayLike) -> Array:
     return np.take_along_axis(flat, places.reshape(planes, math.prod(places.shape[-2:])), axis=1).reshape(places.shape)
 
 
-def _checked_indices(indices: ArrayLike) -> Array:
-    places = _as_array("indices", indices, (3, 4))
-    if places.dtype.kind not in "iu":
-        raise TypeError(f"indices must be integers, got dtype {places.dtype}")
-    return places.astype(np.int64, copy=False)
-
-
 def _check_range(places: Array, size: Pair) -> None:
-    cells = math.prod(size)
-    if places.size and not 0 <= places.min() <= places.max() < cells:
-        raise ValueError(f"indices must lie in 0 to {cells - 1}, the cells of a plane of {size}, got {places.min()} to "
-                         f"{places.max()}")
+    if places.size and not 0 <= places.min() <= places.max() < math.prod(size):
+        raise _outside(places, size)
 
 
 def _unpooled_size(shape: tuple[int, ...], kernel_size: Any, stride: Any, padding: Any, output_size: Any) -> Pair:

@@ -15,6 +15,32 @@ import fastconv
 HERE = Path(__file__).parent
 
 
+#: For scripts about fork, which define `same`: whether all calls give what they should.
+FORKING = """
+import os, sys, threading, warnings
+warnings.simplefilter("ignore", DeprecationWarning)  # of fork in a process with threads: what this is about
+
+def in_threads():
+    results = []
+    workers = [threading.Thread(target=lambda: results.append(same())) for _ in range(3)]
+    for worker in workers: worker.start()
+    for worker in workers: worker.join()
+    return results == [True] * 3
+
+def child(check):
+    pid = os.fork()
+    if pid == 0:
+        code = 1
+        try:
+            code = 0 if check() else 2
+        finally:
+            os._exit(code)
+    status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+    if status:
+        sys.exit(f"the child ended with {status}")
+"""
+
+
 def start(script: str | Path, *arguments: str, timeout: float = 120, **environment: str) -> subprocess.CompletedProcess[str]:
     """Run it (source, or a file) in a new interpreter, which finds these tests and the fastconv that is tested here.
 

@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from arrays import byte_swapped, misaligned, read_only
 
 import fastconv
 from fastconv import dispatch, functional, memory
@@ -658,23 +659,11 @@ REORDERED: dict[str, Callable[[np.ndarray], np.ndarray]] = {
     "fortran": np.asfortranarray,
     "reversed": lambda a: a[..., ::-1].copy()[..., ::-1],
     "gaps": lambda a: np.repeat(a, 2, -1)[..., ::2],
-    "misaligned": lambda a: _misaligned(a),
-    "byte-swapped": lambda a: a.astype(a.dtype.newbyteorder()),
-    "read-only": lambda a: _read_only(a),
+    "misaligned": misaligned,
+    "byte-swapped": byte_swapped,
+    "read-only": read_only,
     "broadcast": lambda a: np.broadcast_to(a[:1], a.shape),
 }
-
-
-def _misaligned(array: np.ndarray) -> np.ndarray:
-    view = np.zeros(array.nbytes + 1, np.uint8)[1:].view(array.dtype).reshape(array.shape)
-    view[...] = array
-    return view
-
-
-def _read_only(array: np.ndarray) -> np.ndarray:
-    copy = array.copy()
-    copy.flags.writeable = False
-    return copy
 
 
 @pytest.mark.parametrize("order", REORDERED)

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 from cases import CONV_CASES, CORE_CONV_CASES, POOL_CASES
+from processes import FORKING
 from processes import output_of as run_script
 
 import fastconv
@@ -333,29 +334,7 @@ print(numba.threading_layer())
 @pytest.mark.parametrize("layer", LAYERS)
 def test_after_fork(layer):
     """In the thread that forked, in new threads, in a grandchild. GNU OpenMP would end a child that goes parallel."""
-    printed = script("""
-import os, sys, threading, warnings
-warnings.simplefilter("ignore", DeprecationWarning)  # of fork in a process with threads: what this is about
-
-def in_threads():
-    results = []
-    workers = [threading.Thread(target=lambda: results.append(same())) for _ in range(3)]
-    for worker in workers: worker.start()
-    for worker in workers: worker.join()
-    return results == [True] * 3
-
-def child(check):
-    pid = os.fork()
-    if pid == 0:
-        code = 1
-        try:
-            code = 0 if check() else 2
-        finally:
-            os._exit(code)
-    status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
-    if status:
-        sys.exit(f"the child ended with {status}")
-
+    printed = script(FORKING + """
 for check in (same, in_threads, lambda: same() and in_threads(), lambda: child(in_threads) or same()):
     child(check)
 assert same() and in_threads()

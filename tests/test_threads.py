@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 from cases import CONV_CASES, CORE_CONV_CASES, CORE_POOL_CASES, POOL_CASES
-from processes import output_of
+from processes import FORKING, output_of
 
 import fastconv
 from fastconv import dispatch, functional
@@ -214,50 +214,29 @@ def test_rule_15_after_fork(backend):
     """A child of a process that used threads: in the thread that forked, and in new threads of the child."""
     if not backend_available(backend):
         pytest.skip(f"{backend} is not installed")
-    printed = output_of("""
-        import os, sys, threading, warnings
-        import numpy as np
-        import fastconv
-        warnings.simplefilter("ignore", DeprecationWarning)  # of fork in a process with threads: what this is about
+    printed = output_of(FORKING + """
+import numpy as np
+import fastconv
 
-        rng = np.random.default_rng(0)
-        x, w = rng.standard_normal((4, 8, 40, 41)).astype("f4"), rng.standard_normal((9, 8, 3, 3)).astype("f4")
+rng = np.random.default_rng(0)
+x, w = rng.standard_normal((4, 8, 40, 41)).astype("f4"), rng.standard_normal((9, 8, 3, 3)).astype("f4")
 
-        def compute():
-            out = [fastconv.conv2d(x, w, algorithm=name) for name in ("direct", "im2col")]
-            out += fastconv.conv2d_backward(out[0], x, w)
-            return out + [fastconv.max_pool2d(x, 2), fastconv.avg_pool2d(x, 3), fastconv.im2col(x, 3, 3)]
+def compute():
+    out = [fastconv.conv2d(x, w, algorithm=name) for name in ("direct", "im2col")]
+    out += fastconv.conv2d_backward(out[0], x, w)
+    return out + [fastconv.max_pool2d(x, 2), fastconv.avg_pool2d(x, 3), fastconv.im2col(x, 3, 3)]
 
-        def same():
-            return all(np.array_equal(a, b) for a, b in zip(compute(), want, strict=True))
+def same():
+    return all(np.array_equal(a, b) for a, b in zip(compute(), want, strict=True))
 
-        def in_threads():
-            results = []
-            workers = [threading.Thread(target=lambda: results.append(same())) for _ in range(3)]
-            for worker in workers: worker.start()
-            for worker in workers: worker.join()
-            return results == [True] * 3
-
-        def child(check):
-            pid = os.fork()
-            if pid == 0:
-                code = 1
-                try:
-                    code = 0 if check() else 2
-                finally:
-                    os._exit(code)
-            status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
-            if status:
-                sys.exit(f"the child ended with {status}")
-
-        fastconv.options(num_threads=3)
-        want = compute()
-        child(same)
-        child(lambda: same() and in_threads())
-        assert in_threads()
-        child(in_threads)
-        child(lambda: child(same) or same())  # a grandchild
-        assert same()
-        print("same")
-    """, FASTCONV_BACKEND=backend)
+fastconv.options(num_threads=3)
+want = compute()
+child(same)
+child(lambda: same() and in_threads())
+assert in_threads()
+child(in_threads)
+child(lambda: child(same) or same())  # a grandchild
+assert same()
+print("same")
+""", FASTCONV_BACKEND=backend)
     assert printed == "same\n"
