@@ -284,19 +284,38 @@ class CythonBackend(NumpyBackend):
 
     def winograd_packed(self, x: Array, filters: WinogradFilters, bias: Array | None, relu: bool,
                         geometry: Conv2dGeometry, out: Array, budget: Budget) -> None:
-        if not self._kernels().winograd_convolve(filters.tile, x, filters.weight, filters.transformed, bias, relu, False,
-                                                 geometry, out, memory.scratch(budget.nbytes), budget.threads):
-            # rule 13: something is not finite, and the transforms spread it further than the definition does
-            nbytes = self.direct_bytes("forward", geometry, x.dtype, budget.threads)
-            self.direct_forward(x, filters.weight, bias, relu, geometry, out, replace(budget, nbytes=nbytes))
+        def direct(x: Array, geometry: Conv2dGeometry, out: Array, budget: Budget) -> None:
+            self.direct_forward(x, filters.weight, bias, relu, geometry, out, budget)
+
+        spoiled = self._kernels().winograd_convolve(filters.tile, x, filters.weight, filters.transformed, bias, relu, False,
+                                                    geometry, out, memory.scratch(budget.nbytes), budget.threads)
+        self._recompute("forward", direct, x, geometry, out, budget, filters.tile, spoiled)
 
     def winograd_backward_data(self, dout: Array, weight: Array, geometry: Conv2dGeometry, out: Array,
                                budget: Budget) -> None:
-        if not self._kernels().winograd_convolve(winograd.best_tile("backward_data", geometry), dout, weight, None, None,
-                                                 False, True, geometry, out, memory.scratch(budget.nbytes),
-                                                 budget.threads):
-            nbytes = self.direct_bytes("backward_data", geometry, dout.dtype, budget.threads)
-            self.direct_backward_data(dout, weight, geometry, out, replace(budget, nbytes=nbytes))
+        def direct(dout: Array, geometry: Conv2dGeometry, out: Array, budget: Budget) -> None:
+            self.direct_backward_data(dout, weight, geometry, out, budget)
+
+        tile = winograd.best_tile("backward_data", geometry)
+        spoiled = self._kernels().winograd_convolve(tile, dout, weight, None, None, False, True, geometry, out,
+                                                    memory.scratch(budget.nbytes), budget.threads)
+        self._recompute("backward_data", direct, dout, geometry, out, budget, tile, spoiled)
+
+    def _recompute(self, operation: str, direct: Callable[[Array, Conv2dGeometry, Array, Budget], None], source: Array,
+                   geometry: Conv2dGeometry, out: Array, budget: Budget, tile: int, spoiled: Array | None) -> None:
+        """Rule 13: where something is not finite, the transforms spread it further than the definition does."""
+        if spoiled is None:
+            return
+        if spoiled.all():  # as where a weight is not finite
+            nbytes = self.direct_bytes(operation, geometry, source.dtype, budget.threads)
+            direct(source, geometry, out, replace(budget, nbytes=nbytes))
+            return
+        for band in winograd.spoiled_bands(operation, geometry, tile, spoiled):
+            nbytes = self.direct_bytes(operation, band.geometry, source.dtype, budget.threads)
+            rows = np.empty((1, out.shape[1], band.rows.stop - band.rows.start, out.shape[3]), out.dtype)
+            direct(np.ascontiguousarray(source[band.image:band.image + 1, :, band.seen]), band.geometry, rows,
+                   replace(budget, nbytes=nbytes))
+            out[band.image, :, band.rows] = rows[0]
 
     def bias_gradient(self, dout: Array, out: Array, threads: int) -> None:
         if dout.dtype not in KERNEL_DTYPES:

@@ -6,6 +6,11 @@ multiplications a pixel needs, and the more cells and planes of filters there ar
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+import numpy as np
+
 from .geometry import Conv2dGeometry
 
 #: For each size of filter, the sizes of output tiles that there are kernels for.
@@ -49,3 +54,48 @@ def cost(operation: str, geometry: Conv2dGeometry, tile: int) -> float:
 def best_tile(operation: str, geometry: Conv2dGeometry) -> int:
     """The size of output tile that costs the least."""
     return min(TILES[geometry.kernel[0]], key=lambda tile: cost(operation, geometry, tile))
+
+
+@dataclass(frozen=True)
+class Band:
+    """Some rows of one image's result, and what the definition needs to make them.
+
+    Attributes
+    ----------
+    image : int
+    rows, seen : slice
+        Of the result, and of what it is made of.
+    geometry : Conv2dGeometry
+        The convolution from ``seen`` to ``rows``, for a batch of one.
+    """
+
+    image: int
+    rows: slice
+    seen: slice
+    geometry: Conv2dGeometry
+
+
+def band(operation: str, geometry: Conv2dGeometry, image: int, start: int, stop: int) -> Band:
+    """The band of rows [start, stop) of an image; of more rows where those alone would see nothing but padding."""
+    (top, _), taps = geometry.pads[0], geometry.kernel[0]
+    height, width = geometry.in_size
+    if operation == "backward_data":
+        first, last = max(start + top - taps + 1, 0), min(stop + top, geometry.out_size[0])
+        size, out_size = (stop - start, width), (last - first, geometry.out_size[1])
+        pads = top + start - first, last - stop - top + taps - 1
+    else:
+        start, stop = min(start, top + height - 1), max(stop, top - taps + 2)
+        first, last = max(start - top, 0), min(stop - top + taps - 1, height)
+        size, out_size = (last - first, width), (stop - start, geometry.out_size[1])
+        pads = first - start + top, stop - top + taps - 1 - last
+    part = replace(geometry, batch=1, in_size=size, out_size=out_size, pads=(pads, geometry.pads[1]))
+    return Band(image, slice(start, stop), slice(first, last), part)
+
+
+def spoiled_bands(operation: str, geometry: Conv2dGeometry, tile: int, spoiled: np.ndarray) -> Iterator[Band]:
+    """The bands of neighbouring rows of tiles that are flagged in `spoiled`, (batch, rows of tiles)."""
+    height = (geometry.in_size if operation == "backward_data" else geometry.out_size)[0]
+    for image in np.flatnonzero(spoiled.any(axis=1)):
+        ends = np.flatnonzero(np.diff(spoiled[image], prepend=False, append=False))
+        for start, stop in ends.reshape(-1, 2).tolist():
+            yield band(operation, geometry, int(image), start * tile, min(stop * tile, height))

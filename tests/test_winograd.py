@@ -20,7 +20,7 @@ import pytest
 
 import fastconv
 from fastconv import dispatch, memory, reference, winograd
-from fastconv.backends import CythonBackend
+from fastconv.backends import Budget, CythonBackend
 from fastconv.geometry import conv2d_geometry
 from fastconv.options import Settings
 
@@ -523,7 +523,9 @@ def test_packed_weights_that_are_not_finite(tile, isa, rng):
         array[1, 2, 0, 1] = inf
     source, weight = problem.source.astype("float32"), problem.weight.astype("float32")
     packed = fastconv.pack_weight(weight, source.shape, 1, 1, algorithm="winograd")
-    np.testing.assert_array_equal(fastconv.conv2d(source, packed, None, 1, 1), problem("float32", "direct"))
+    want = problem("float32")
+    assert_same(want, problem("float32", "direct"), "float32")
+    np.testing.assert_array_equal(fastconv.conv2d(source, packed, None, 1, 1), want)
 
 
 @every_tile
@@ -558,9 +560,14 @@ def test_packed_weights_that_are_too_large():
 
 
 def assert_same_as_direct(problem: Problem, dtype: str, **how: Any) -> np.ndarray:
-    """NaN, inf and -inf in the same cells, and in the others the same numbers but for rounding."""
     with np.errstate(all="ignore"):
         want, got = problem(dtype, "direct", **how), problem(dtype, **how)
+    assert_same(got, want, dtype)
+    return want
+
+
+def assert_same(got: np.ndarray, want: np.ndarray, dtype: str) -> None:
+    """NaN, inf and -inf in the same cells, and in the others the same numbers but for rounding."""
     for what in (np.isnan, np.isposinf, np.isneginf):
         np.testing.assert_array_equal(what(got), what(want), err_msg=what.__name__)
     finite = np.isfinite(want)
@@ -568,7 +575,6 @@ def assert_same_as_direct(problem: Problem, dtype: str, **how: Any) -> np.ndarra
         scale = np.abs(want[finite]).max()
         limit = 1e-5 if dtype == "float32" else 1e-12
         assert np.abs(got[finite] / 2 - want[finite] / 2).max() <= limit * scale
-    return want
 
 
 def with_cells(array: np.ndarray, cells: dict[tuple[int, ...], float]) -> np.ndarray:
@@ -717,7 +723,87 @@ def test_what_is_not_finite_keeps_to_itself_in_a_given_out(tile, rng, isa, poiso
     weight = poisoned.place(problem.weight.astype("float32"))
     out = poisoned((1, 3, 7, 7), "float32", "spread")
     fastconv.conv2d(source, weight, None, 1, 1, algorithm="winograd", out=out)
-    np.testing.assert_array_equal(out, fastconv.conv2d(source, weight, None, 1, 1, algorithm="direct"))
+    assert_same(out, fastconv.conv2d(source, weight, None, 1, 1, algorithm="direct"), "float32")
+
+
+@every_tile
+@every_direction
+@every_dtype
+@pytest.mark.parametrize("value", [nan, inf], ids=str)
+def test_only_spoiled_rows_of_tiles_are_computed_again(value, dtype, direction, tile, isa, rng, monkeypatch):
+    """A cell that is not finite costs the rows of tiles that see it; all others have the bits that they have without it."""
+    problem = tile.make(rng, direction, (3, 4, 30, 11), 5, 1)
+    clean = problem(dtype)
+    definition, made = getattr(CythonBackend, f"direct_{direction}"), []
+
+    def noted(self: CythonBackend, *arguments: Any) -> None:
+        made.append(arguments[-2].shape)
+        definition(self, *arguments)
+
+    monkeypatch.setattr(CythonBackend, f"direct_{direction}", noted)
+    before = 1 if direction == "forward" else tile.taps - 2
+    tops = np.arange(0, clean.shape[2], tile.size) - before  # first row that each row of tiles sees
+    for image, row in ((0, 0), (1, 13), (1, 14), (1, 15), (1, 16), (2, problem.source.shape[2] - 1)):
+        made.clear()
+        got = Problem(direction, with_cells(problem.source, {(image, 2, row, 5): value}), problem.weight,
+                      problem.arguments)(dtype)
+        again = np.flatnonzero((tops <= row) & (row < tops + tile.cells))
+        rows = slice(again[0] * tile.size, (again[-1] + 1) * tile.size)
+        assert made == [(1, *clean[:1, :, rows].shape[1:])]
+        assert not np.isfinite(got[image, :, rows]).all()
+        got[image, :, rows] = clean[image, :, rows]
+        np.testing.assert_array_equal(got.view(np.uint8), clean.view(np.uint8))
+
+
+@every_tile
+def test_bands_apart_from_each_other(tile, isa, rng):
+    """Several bands of one image, and bands that reach its ends."""
+    for direction in DIRECTIONS:
+        problem = tile.make(rng, direction, (2, 3, 41, 9), 4, 1)
+        last = problem.source.shape[2] - 1
+        spoiled = with_cells(problem.source, {(1, 0, 0, 0): inf, (1, 1, 17, 8): nan, (1, 2, last, 3): -inf})
+        assert_same_as_direct(Problem(direction, spoiled, problem.weight, problem.arguments), "float32")
+
+
+@pytest.mark.parametrize("taps", [3, 5])
+@pytest.mark.parametrize("padding", [*PADDINGS, 3, 5, ((6, 0), (0, 9)), "full"], ids=str)
+@every_direction
+def test_a_band_is_a_convolution_of_its_own(direction, padding, taps, rng):
+    """Any rows of the result, from the rows that they see: the same whole numbers."""
+    x, weight = (rng.integers(-4, 5, shape).astype(float) for shape in ((2, 2, 7, 6), (3, 2, taps, taps)))
+    geometry = conv2d_geometry(x.shape, weight.shape, padding=padding)
+    backend, source = CythonBackend(), x
+    if direction == "backward_data":
+        if max(*geometry.pads[0], *geometry.pads[1]) >= taps:
+            pytest.skip("not Winograd's")
+        source = rng.integers(-4, 5, geometry.output_shape).astype(float)
+        want = reference.conv2d_backward_data(source, weight, x.shape, 1, padding)
+    else:
+        want = reference.conv2d(x, weight, None, 1, padding)
+    for start, stop in itertools.combinations(range(want.shape[2] + 1), 2):
+        band = winograd.band(direction, geometry, 1, start, stop)
+        assert band.rows.start <= start < stop <= band.rows.stop
+        assert min(band.geometry.pads[0]) >= 0
+        seen = np.ascontiguousarray(source[band.image:band.image + 1, :, band.seen])
+        got = np.empty((1, want.shape[1], band.rows.stop - band.rows.start, want.shape[3]))
+        given = (None, False) if direction == "forward" else ()
+        budget = Budget(1, backend.direct_bytes(direction, band.geometry, got.dtype, 1))
+        getattr(backend, f"direct_{direction}")(seen, weight, *given, band.geometry, got, budget)
+        np.testing.assert_array_equal(got[0], want[1, :, band.rows])
+
+
+@every_tile
+@every_direction
+def test_the_same_bits_for_any_number_of_threads_where_something_is_not_finite(direction, tile, isa, rng):
+    problem = tile.make(rng, direction, (5, 8, 45, 45), 9, 1)
+    spoiled = Problem(direction, with_cells(problem.source, {(0, 7, 0, 0): nan, (3, 1, 22, 30): inf}), problem.weight,
+                      problem.arguments)
+    results = []
+    for threads in (1, 2, 3, 5):
+        with fastconv.options(num_threads=threads):
+            results.append(spoiled("float32").view(np.uint8))
+    for result in results[1:]:
+        np.testing.assert_array_equal(result, results[0])
 
 
 # --- trust: errors on inputs that hurt (rule 14) ----------------------------------------------------------------------

@@ -64,6 +64,9 @@
 /* In a loop of few rounds: keeps the compiler from making it a call of memset or memcpy, which costs more than it. */
 #define FC_FEW __asm__ volatile("")
 
+/* Sets a flag that several threads may set at a time. */
+FC_INLINE void fc_mark(uint8_t *flag) { __atomic_store_n(flag, 1, __ATOMIC_RELAXED); }
+
 /* What the epilogue of a tile does besides storing it. */
 enum { FC_ACCUMULATE = 1, FC_RELU = 2 };
 

@@ -257,15 +257,14 @@ FC_INLINE void FC_NAME(columns_tiles)(const int n, const FC_T *from, ptrdiff_t p
 }
 
 /* Transforms products back: x[(i*n + j)*plane + t] to pixels[i*line + m*t + j] with i, j < m, for `count` tiles, whole
- * vectors. Adds *bias, then FC_RELU. Returns 0 where a value was not finite before the ReLU. */
-FC_INLINE int FC_NAME(output_tiles)(const int m, const int r, const FC_T *x, ptrdiff_t plane, ptrdiff_t count,
-                                    FC_T *pixels, ptrdiff_t line, const FC_T *bias, int flags)
+ * vectors. Adds *bias, then FC_RELU. spoiled[t] becomes NaN where a pixel of tile t was not finite before the ReLU. */
+FC_INLINE void FC_NAME(output_tiles)(const int m, const int r, const FC_T *x, ptrdiff_t plane, ptrdiff_t count,
+                                     FC_T *pixels, ptrdiff_t line, const FC_T *bias, int flags, FC_T *spoiled)
 {
     const int n = m + r - 1;
     const VEC add = bias ? *bias - (VEC){0} : (VEC){0};
-    VEC spoiled = (VEC){0};
     for (ptrdiff_t t = 0; t < count; t += LANES) {
-        VEC half[4][6];
+        VEC half[4][6], zero = *(const UVEC *)(spoiled + t);
         FC_UNROLL
         for (int j = 0; j < n; j++) {
             VEC column[6], y[4];
@@ -285,7 +284,7 @@ FC_INLINE int FC_NAME(output_tiles)(const int m, const int r, const FC_T *x, ptr
             FC_UNROLL
             for (int j = 0; j < m; j++) {
                 y[j] += add;
-                spoiled += y[j] * SPREAD(0); /* NaN from the first infinity or NaN on */
+                zero += y[j] * SPREAD(0); /* NaN from the first infinity or NaN on */
                 if (flags & FC_RELU)
                     y[j] = (VEC)((IVEC)y[j] & ~(IVEC)(y[j] < (VEC){0}));
             }
@@ -305,8 +304,8 @@ FC_INLINE int FC_NAME(output_tiles)(const int m, const int r, const FC_T *x, ptr
             *(UVEC *)(to + 2 * LANES) = g;
             *(UVEC *)(to + 3 * LANES) = h;
         }
+        *(UVEC *)(spoiled + t) = zero;
     }
-    return FC_NAME(sum_lanes)(spoiled) == 0;
 }
 
 /* LANES rows of LANES values from[i*step + j], turned into columns: zipping the two halves log2(LANES) times. */
@@ -500,10 +499,10 @@ static void FC_NAME(winograd_columns)(int n, const FC_T *from, ptrdiff_t plane, 
         FC_NAME(columns_tiles)(4, from, plane, count, v, step, next);
 }
 
-static int FC_NAME(winograd_output)(int tile, int filter, const FC_T *x, ptrdiff_t plane, ptrdiff_t count, FC_T *pixels,
-                                    ptrdiff_t line, const FC_T *bias, int flags)
+static void FC_NAME(winograd_output)(int tile, int filter, const FC_T *x, ptrdiff_t plane, ptrdiff_t count, FC_T *pixels,
+                                     ptrdiff_t line, const FC_T *bias, int flags, FC_T *spoiled)
 {
-#define OUTPUT(M, R) return FC_NAME(output_tiles)(M, R, x, plane, count, pixels, line, bias, flags)
+#define OUTPUT(M, R) FC_NAME(output_tiles)(M, R, x, plane, count, pixels, line, bias, flags, spoiled)
     BY_TILE(OUTPUT);
 #undef OUTPUT
 }

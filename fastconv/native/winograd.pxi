@@ -28,7 +28,8 @@
 #
 # Non-finite values (rule 13): an infinity or a NaN in a tile spoils all of its pixels, and large finite values may
 # overflow in a transform where the definition would not. Every output value is looked at before the ReLU, at the price of
-# one FMA; if one is not finite, the call reports it and the caller computes all of it by another algorithm.
+# one FMA, and the call tells in which rows of tiles of which images one is not finite: these the caller computes again by
+# the definition. Lanes without a tile are not looked at.
 
 cdef extern from "simd.h" nogil:
     enum:
@@ -42,8 +43,10 @@ cdef extern from "simd.h" nogil:
     void fc_winograd_pieces_f64(int, int, const fc_piece*, double*, ptrdiff_t, ptrdiff_t)
     void fc_winograd_columns_f32(int, const float*, ptrdiff_t, ptrdiff_t, float*, ptrdiff_t, ptrdiff_t)
     void fc_winograd_columns_f64(int, const double*, ptrdiff_t, ptrdiff_t, double*, ptrdiff_t, ptrdiff_t)
-    int fc_winograd_output_f32(int, int, const float*, ptrdiff_t, ptrdiff_t, float*, ptrdiff_t, const float*, int)
-    int fc_winograd_output_f64(int, int, const double*, ptrdiff_t, ptrdiff_t, double*, ptrdiff_t, const double*, int)
+    void fc_winograd_output_f32(int, int, const float*, ptrdiff_t, ptrdiff_t, float*, ptrdiff_t, const float*, int, float*)
+    void fc_winograd_output_f64(int, int, const double*, ptrdiff_t, ptrdiff_t, double*, ptrdiff_t, const double*, int,
+                                double*)
+    void fc_mark(uint8_t*)
     void fc_winograd_filters_f32(int, int, const float*, ptrdiff_t, ptrdiff_t, int, ptrdiff_t, ptrdiff_t, const float*,
                                  float*, ptrdiff_t, ptrdiff_t)
     void fc_winograd_filters_f64(int, int, const double*, ptrdiff_t, ptrdiff_t, int, ptrdiff_t, ptrdiff_t, const double*,
@@ -83,7 +86,8 @@ cdef struct Winograd:
     bint apart                       # each thread has blocks of tiles of its own, and a V for one of them
     Py_ssize_t u_plane, u_panel      # elements of one of the planes of a panel of U, and of the panel
     Py_ssize_t v_plane, v_block      # elements of one of the planes of V, and of a block of tiles
-    Py_ssize_t u_bytes, v_bytes, m_bytes, line_bytes, half_bytes, run_bytes, thread_bytes
+    Py_ssize_t u_bytes, v_bytes, row_bytes, m_bytes, line_bytes, half_bytes, run_bytes, thread_bytes
+    uint8_t* spoiled                 # of each row of tiles of each image: whether something in it is not finite
 
 
 cdef inline Py_ssize_t unit_panels(Py_ssize_t itemsize) noexcept nogil:
@@ -151,6 +155,7 @@ cdef void plan_winograd(Winograd* job, const Window* v, bint backward, int tile,
     job.part_panels = ceil_div(job.units, job.parts) * unit_panels(itemsize)
     job.u_bytes = aligned(job.units * unit_panels(itemsize) * job.u_panel * itemsize) if job.kept and not given else 0
     job.v_bytes = aligned(job.super * job.v_block * itemsize) if not job.apart else 0
+    job.row_bytes = aligned(job.batch * job.tiles_h)
     job.m_bytes = aligned(job.part_panels * FC_PANEL * job.planes * job.width * itemsize)
     job.line_bytes = aligned(most(most((tile * BLOCK_TILES + 4) * itemsize + 8 * FC_VECTOR_BYTES,  # a padded run
                                        tile * (tile * BLOCK_TILES) * itemsize),                    # rows of output
@@ -187,8 +192,7 @@ cdef void transform_input(const Winograd* job, Py_ssize_t group, Py_ssize_t bloc
     cdef Py_ssize_t plane = BLOCK_TILES + lanes
     cdef Py_ssize_t runs = cut_tiles(job, block, run)
     cdef Py_ssize_t tiles = least(BLOCK_TILES, job.tiles - block * BLOCK_TILES)
-    cdef Py_ssize_t idle = ceil_div(tiles, lanes) * lanes - tiles
-    cdef Py_ssize_t c, r, i
+    cdef Py_ssize_t c, r
     for c in range(c0, c1):
         if job.short_runs:
             transform_pieces(job, source, group * job.sources + c, run, runs, <real*> scratch, half, plane)
@@ -196,9 +200,6 @@ cdef void transform_input(const Winograd* job, Py_ssize_t group, Py_ssize_t bloc
             for r in range(runs):
                 transform_run(job, source, ((run[r].image * job.groups + group) * job.sources + c) * job.h * job.w,
                               &run[r], <real*> scratch, half, plane)
-        if idle:  # lanes without a tile must hold numbers, or the output transform finds something that is not finite
-            for i in range(job.planes):
-                memset(half + i * plane + tiles, 0, idle * sizeof(real))
         if real is float:
             fc_winograd_columns_f32(job.n, half, plane, tiles, v + c * job.width, job.v_plane, job.width)
         else:
@@ -304,18 +305,18 @@ cdef inline Py_ssize_t first_unit(const Winograd* job, Py_ssize_t part) noexcept
     return job.units * part // job.parts
 
 
-cdef bint multiply_block(const Winograd* job, Py_ssize_t group, Py_ssize_t block, Py_ssize_t m0, Py_ssize_t m1,
+cdef void multiply_block(const Winograd* job, Py_ssize_t group, Py_ssize_t block, Py_ssize_t m0, Py_ssize_t m1,
                          const real* u, const real* v, const real* bias, bint relu, real* out,
                          char* scratch) noexcept nogil:
-    """The products for rows [m0, m1) and one block of tiles, and their output transform. False: something is not finite."""
+    """The products for rows [m0, m1) and one block of tiles, and their output transform."""
+    cdef real spoiled[BLOCK_TILES]
     cdef real* m = <real*> scratch
     cdef real* pixels = <real*> (scratch + job.m_bytes)
     cdef TileRun* run = <TileRun*> (scratch + job.m_bytes + job.line_bytes + job.half_bytes)
     cdef Py_ssize_t lanes = FC_VECTOR_BYTES // sizeof(real)
     cdef Py_ssize_t tiles = least(BLOCK_TILES, job.tiles - block * BLOCK_TILES), vectors = ceil_div(tiles, lanes)
     cdef Py_ssize_t line = job.tile * BLOCK_TILES, step = job.planes * job.width
-    cdef Py_ssize_t runs, xi, k, r, y, columns, panel, panels = ceil_div(m1 - m0, FC_PANEL)
-    cdef bint finite = True
+    cdef Py_ssize_t runs, xi, k, r, y, columns, tile, panel, panels = ceil_div(m1 - m0, FC_PANEL)
     cdef const real* a
     cdef const real* ahead
     cdef real* plane
@@ -330,28 +331,31 @@ cdef bint multiply_block(const Winograd* job, Py_ssize_t group, Py_ssize_t block
                 fc_winograd_product_f64(a, ahead, v + xi * job.v_plane, job.width, job.sources, vectors,
                                         m + panel * FC_PANEL * step + xi * job.width, step)
     runs = cut_tiles(job, block, run)
+    memset(spoiled, 0, sizeof(spoiled))
     for k in range(m1 - m0):
         if real is float:
-            finite &= fc_winograd_output_f32(job.tile, job.filter, m + k * step, job.width, tiles, pixels, line,
-                                             bias + m0 + k if bias != NULL else NULL, FC_RELU if relu else 0)
+            fc_winograd_output_f32(job.tile, job.filter, m + k * step, job.width, tiles, pixels, line,
+                                   bias + m0 + k if bias != NULL else NULL, FC_RELU if relu else 0, spoiled)
         else:
-            finite &= fc_winograd_output_f64(job.tile, job.filter, m + k * step, job.width, tiles, pixels, line,
-                                             bias + m0 + k if bias != NULL else NULL, FC_RELU if relu else 0)
+            fc_winograd_output_f64(job.tile, job.filter, m + k * step, job.width, tiles, pixels, line,
+                                   bias + m0 + k if bias != NULL else NULL, FC_RELU if relu else 0, spoiled)
         for r in range(runs):
             plane = (out + ((run[r].image * job.groups + group) * job.rows + m0 + k) * job.out_h * job.out_w
                      + job.tile * run[r].row * job.out_w + job.tile * run[r].column)
             columns = least(job.tile * run[r].count, job.out_w - job.tile * run[r].column)
             for y in range(least(job.tile, job.out_h - job.tile * run[r].row)):
                 memcpy(plane + y * job.out_w, pixels + y * line + job.tile * run[r].lane, columns * sizeof(real))
-    return finite
+    for r in range(runs):
+        for tile in range(run[r].lane, run[r].lane + run[r].count):
+            if spoiled[tile] != 0:
+                fc_mark(job.spoiled + run[r].image * job.tiles_h + run[r].row)
 
 
-cdef bint winograd_part(const Winograd* job, Py_ssize_t group, Py_ssize_t first, Py_ssize_t last, Py_ssize_t part,
+cdef void winograd_part(const Winograd* job, Py_ssize_t group, Py_ssize_t first, Py_ssize_t last, Py_ssize_t part,
                         const real* weights, const real* u, const real* v, const real* bias, bint relu, real* out,
                         char* scratch) noexcept nogil:
     """One block of output channels for blocks [first, last) of tiles; v is of the first."""
     cdef Py_ssize_t u0 = first_unit(job, part), u1 = first_unit(job, part + 1), each = unit_panels(sizeof(real)), unit, block
-    cdef bint finite = True
     cdef const real* mine = u + u0 * each * job.u_panel
     cdef real* own
     if not job.kept:
@@ -360,32 +364,31 @@ cdef bint winograd_part(const Winograd* job, Py_ssize_t group, Py_ssize_t first,
             transform_filters(job, unit, weights, own + (unit - u0) * each * job.u_panel)
         mine = own
     for block in range(first, last):
-        finite &= multiply_block(job, group, block, u0 * each * FC_PANEL, least(u1 * each * FC_PANEL, job.rows), mine,
-                                 v + (block - first) * job.v_block, bias, relu, out, scratch)
-    return finite
+        multiply_block(job, group, block, u0 * each * FC_PANEL, least(u1 * each * FC_PANEL, job.rows), mine,
+                       v + (block - first) * job.v_block, bias, relu, out, scratch)
 
 
-cdef bint winograd_block(const Winograd* job, Py_ssize_t group, Py_ssize_t block, const real* source, const real* weights,
+cdef void winograd_block(const Winograd* job, Py_ssize_t group, Py_ssize_t block, const real* source, const real* weights,
                          const real* u, const real* bias, bint relu, real* out, char* scratch) noexcept nogil:
     """One block of tiles from input to output, by one thread: nothing leaves its cache on the way."""
     cdef real* v = <real*> (scratch + job.m_bytes + job.line_bytes + job.half_bytes + job.run_bytes)
     cdef Py_ssize_t part
-    cdef bint finite = True
     transform_input(job, group, block, 0, job.sources, source, v, scratch + job.m_bytes)
     for part in range(job.parts):
-        finite &= winograd_part(job, group, block, block + 1, part, weights, u, v, bias, relu, out, scratch)
-    return finite
+        winograd_part(job, group, block, block + 1, part, weights, u, v, bias, relu, out, scratch)
 
 
-cdef bint run_winograd(const Winograd* job, const real* source, const real* weights, const real* packed, const real* bias,
+cdef void run_winograd(Winograd* job, const real* source, const real* weights, const real* packed, const real* bias,
                        bint relu, real* out, char* work, int threads) noexcept nogil:
-    """Everything; False where an output is not finite."""
+    """Everything; job.spoiled then lies in `work`."""
     cdef real* own = <real*> work
     cdef const real* u = packed if job.given else own
     cdef real* v = <real*> (work + job.u_bytes)
-    cdef char* scratch = work + job.u_bytes + job.v_bytes
+    cdef char* scratch = work + job.u_bytes + job.v_bytes + job.row_bytes
     cdef Py_ssize_t group, first, count, item, pieces = ceil_div(job.sources, CHANNELS_AT_ONCE)
-    cdef Py_ssize_t unit_size = unit_panels(sizeof(real)) * job.u_panel, spoiled = 0
+    cdef Py_ssize_t unit_size = unit_panels(sizeof(real)) * job.u_panel
+    job.spoiled = <uint8_t*> (work + job.u_bytes + job.v_bytes)
+    memset(job.spoiled, 0, job.batch * job.tiles_h)
     for group in range(job.groups):
         if job.kept and not job.given:
             for item in prange(job.units, num_threads=threads, schedule="static"):
@@ -393,8 +396,8 @@ cdef bint run_winograd(const Winograd* job, const real* source, const real* weig
         first = 0
         if job.apart:
             for item in prange(job.blocks, num_threads=threads, schedule="dynamic"):
-                spoiled += 0 if winograd_block(job, group, item, source, weights, u, bias, relu, out,
-                                               scratch + threadid() * job.thread_bytes) else 1
+                winograd_block(job, group, item, source, weights, u, bias, relu, out,
+                               scratch + threadid() * job.thread_bytes)
             first = job.blocks
         while first < job.blocks:
             count = least(job.super, job.blocks - first)
@@ -404,20 +407,19 @@ cdef bint run_winograd(const Winograd* job, const real* source, const real* weig
                                 v + item // pieces * job.v_block, scratch + threadid() * job.thread_bytes + job.m_bytes)
             if job.kept:
                 for item in prange(count * job.parts, num_threads=threads, schedule="dynamic"):
-                    spoiled += 0 if winograd_part(job, group, first + item // job.parts, first + item // job.parts + 1,
-                                                  item % job.parts, weights, u, v + item // job.parts * job.v_block,
-                                                  bias, relu, out, scratch + threadid() * job.thread_bytes) else 1
+                    winograd_part(job, group, first + item // job.parts, first + item // job.parts + 1, item % job.parts,
+                                  weights, u, v + item // job.parts * job.v_block, bias, relu, out,
+                                  scratch + threadid() * job.thread_bytes)
             else:
                 for item in prange(job.parts, num_threads=threads, schedule="dynamic"):
-                    spoiled += 0 if winograd_part(job, group, first, first + count, item, weights, u, v, bias, relu, out,
-                                                  scratch + threadid() * job.thread_bytes) else 1
+                    winograd_part(job, group, first, first + count, item, weights, u, v, bias, relu, out,
+                                  scratch + threadid() * job.thread_bytes)
             first += count
         weights += job.rows * job.sources * job.filter * job.filter
         if job.given:
             u += job.units * unit_size
         if bias != NULL:
             bias += job.rows
-    return spoiled == 0
 
 
 def winograd_workspace(int tile, operation, geometry, Py_ssize_t itemsize, Py_ssize_t threads):
@@ -425,7 +427,7 @@ def winograd_workspace(int tile, operation, geometry, Py_ssize_t itemsize, Py_ss
     cdef Window v = read_conv(geometry)
     cdef Winograd job
     plan_winograd(&job, &v, operation == "backward_data", tile, operation == "packed", itemsize, threads)
-    return job.u_bytes + job.v_bytes, job.thread_bytes
+    return job.u_bytes + job.v_bytes + job.row_bytes, job.thread_bytes
 
 
 def winograd_pack_bytes(int tile, geometry, Py_ssize_t itemsize):
@@ -464,28 +466,34 @@ def winograd_convolve(int tile, cnp.ndarray source, cnp.ndarray weight, packed, 
                       cnp.ndarray out, cnp.ndarray scratch, int threads):
     """conv2d of x, or with `backward` its gradient from dout, of float32 or float64 arrays into `out`.
 
-    `packed` is None, or what winograd_pack made of `weight` for the same tile. Returns False where an output is not
-    finite: then `out` is not what the definition gives, and must be made anew.
+    `packed` is None, or what winograd_pack made of `weight` for the same tile. Returns None, or (batch, rows of tiles) flags:
+    where one is set, something is not finite, and these rows of `out` are not what the definition gives.
     """
     if source.descr.itemsize == 4:
-        return winograd_of[float](tile, source, weight, packed, bias, relu, backward, geometry, out, scratch, threads) != 0
-    return winograd_of[double](tile, source, weight, packed, bias, relu, backward, geometry, out, scratch, threads) != 0
+        return winograd_of[float](tile, source, weight, packed, bias, relu, backward, geometry, out, scratch, threads)
+    return winograd_of[double](tile, source, weight, packed, bias, relu, backward, geometry, out, scratch, threads)
 
 
-cdef int winograd_of(int tile, cnp.ndarray source, cnp.ndarray weight, object packed, object bias, bint relu,
-                     bint backward, object geometry, cnp.ndarray out, cnp.ndarray scratch, int threads,
-                     real* dtype=NULL) except -1:
+cdef object winograd_of(int tile, cnp.ndarray source, cnp.ndarray weight, object packed, object bias, bint relu,
+                        bint backward, object geometry, cnp.ndarray out, cnp.ndarray scratch, int threads,
+                        real* dtype=NULL):
     cdef Window v = read_conv(geometry)
     cdef Winograd job
     cdef const real* b = NULL
     cdef const real* u = NULL
-    cdef bint finite
+    cdef cnp.npy_intp shape[2]
+    cdef cnp.ndarray spoiled
     if bias is not None:
         b = <const real*> cnp.PyArray_DATA(<cnp.ndarray> bias)
     if packed is not None:
         u = <const real*> cnp.PyArray_DATA(<cnp.ndarray> packed)
     with nogil:
         plan_winograd(&job, &v, backward, tile, u != NULL, sizeof(real), threads)
-        finite = run_winograd(&job, <const real*> cnp.PyArray_DATA(source), <const real*> cnp.PyArray_DATA(weight), u, b,
-                              relu, <real*> cnp.PyArray_DATA(out), <char*> cnp.PyArray_DATA(scratch), threads)
-    return finite
+        run_winograd(&job, <const real*> cnp.PyArray_DATA(source), <const real*> cnp.PyArray_DATA(weight), u, b, relu,
+                     <real*> cnp.PyArray_DATA(out), <char*> cnp.PyArray_DATA(scratch), threads)
+    shape[0], shape[1] = job.batch, job.tiles_h
+    if memchr(job.spoiled, 1, shape[0] * shape[1]) == NULL:
+        return None
+    spoiled = cnp.PyArray_SimpleNew(2, shape, cnp.NPY_BOOL)
+    memcpy(cnp.PyArray_DATA(spoiled), job.spoiled, shape[0] * shape[1])
+    return spoiled
