@@ -308,85 +308,85 @@ FC_INLINE void FC_NAME(output_tiles)(const int m, const int r, const FC_T *x, pt
     }
 }
 
-/* LANES rows of LANES values from[i*step + j], turned into columns: zipping the two halves log2(LANES) times. */
-FC_INLINE void FC_NAME(transpose)(const FC_T *from, ptrdiff_t step, VEC column[FC_LANES])
-{
-    FC_UNROLL
-    for (int i = 0; i < FC_LANES; i++)
-        column[i] = *(const UVEC *)(from + i * step);
-    FC_NAME(turn)(column);
-}
+/* Lanes of the transform of filters: of one panel's output channels, and of so many input channels, one behind the other. */
+#define PANEL_LANES (FC_LANES < FC_PANEL ? FC_LANES : FC_PANEL)
+#define SOURCES (FC_LANES / PANEL_LANES)
 
-/* The taps of `count` filters g[i*step + k]: tap[k] has tap k of all of them, and zeros behind. Nothing is read at `end` or
+/* The taps of filters g[k*step + s*source_step + tap] of `count` output channels k and `sources` input channels s: tap[i] has
+ * tap i of all of them, lane s*PANEL_LANES + k of one, and zeros for those that do not exist. Nothing is read at `end` or
  * behind. */
-FC_INLINE void FC_NAME(taps)(const int taps, const FC_T *g, ptrdiff_t step, ptrdiff_t count, const FC_T *end, VEC *tap)
+FC_INLINE void FC_NAME(taps)(const int taps, const FC_T *g, ptrdiff_t step, ptrdiff_t source_step, ptrdiff_t count,
+                             ptrdiff_t sources, const FC_T *end, VEC *tap)
 {
     enum { MOST = 25 };
     FC_T lane[MOST][FC_LANES];
     const int whole = (taps + FC_LANES / 2 - 1) / FC_LANES * FC_LANES; /* what comes from transpositions */
-    if (count == LANES && g + (LANES - 1) * step + whole <= end) {
+    if (count >= PANEL_LANES && sources >= SOURCES
+        && g + (PANEL_LANES - 1) * step + (SOURCES - 1) * source_step + whole <= end) {
         FC_UNROLL
-        for (int k = 0; k < whole; k += FC_LANES) {
+        for (int t = 0; t < whole; t += FC_LANES) {
             VEC column[FC_LANES];
-            FC_NAME(transpose)(g + k, step, column);
             FC_UNROLL
             for (int i = 0; i < FC_LANES; i++)
-                if (k + i < taps)
-                    tap[k + i] = column[i];
-        }
-        for (int k = whole; k < taps; k++) {
+                column[i] = *(const UVEC *)(g + i % PANEL_LANES * step + i / PANEL_LANES * source_step + t);
+            FC_NAME(turn)(column);
+            FC_UNROLL
             for (int i = 0; i < FC_LANES; i++)
-                lane[k][i] = g[i * step + k];
-            tap[k] = *(const UVEC *)lane[k];
+                if (t + i < taps)
+                    tap[t + i] = column[i];
+        }
+        for (int t = whole; t < taps; t++) {
+            for (int i = 0; i < FC_LANES; i++)
+                lane[t][i] = g[i % PANEL_LANES * step + i / PANEL_LANES * source_step + t];
+            tap[t] = *(const UVEC *)lane[t];
         }
         return;
     }
     memset(lane, 0, sizeof lane);
-    for (ptrdiff_t i = 0; i < count; i++)
-        for (int k = 0; k < taps; k++)
-            lane[k][i] = g[i * step + k];
-    for (int k = 0; k < taps; k++)
-        tap[k] = *(const UVEC *)lane[k];
+    for (ptrdiff_t s = 0; s < SOURCES && s < sources; s++)
+        for (ptrdiff_t k = 0; k < PANEL_LANES && k < count; k++)
+            for (int t = 0; t < taps; t++)
+                lane[t][s * PANEL_LANES + k] = g[k * step + s * source_step + t];
+    for (int t = 0; t < taps; t++)
+        tap[t] = *(const UVEC *)lane[t];
 }
 
-/* Transforms the filters of up to LANES output channels, `count` of which exist: g[i*step + s*source_step + tap] of output
- * channel i and input channel s to u[(y*n + x)*plane + s*FC_PANEL + i], for all `sources`; turned by 180 degrees where `turn`
- * is not 0. A panel has FC_PANEL output channels: where a vector has more, the rest goes `panel` further.
- * Nothing is read at `end` or behind. */
+/* Transforms the filters of one panel of output channels, `count` of which exist: g[k*step + s*source_step + tap] of output
+ * channel k and input channel s to u[(y*n + x)*plane + s*FC_PANEL + k], for all `sources`; turned by 180 degrees where `turn`
+ * is not 0. Stores whole vectors: a plane must have room for SOURCES - 1 input channels more. Nothing is read at `end` or
+ * behind. */
 FC_INLINE void FC_NAME(filter_tiles)(const int m, const int r, const FC_T *g, ptrdiff_t step, ptrdiff_t source_step, int turn,
-                                     ptrdiff_t count, ptrdiff_t sources, const FC_T *end, FC_T *u, ptrdiff_t plane,
-                                     ptrdiff_t panel)
+                                     ptrdiff_t count, ptrdiff_t sources, const FC_T *end, FC_T *u, ptrdiff_t plane)
 {
-    enum { STORED = FC_LANES < FC_PANEL ? FC_LANES : FC_PANEL };
     const int n = m + r - 1;
-    for (ptrdiff_t s = 0; s < sources; s++) {
-        VEC tap[25], half[6][5];
-        FC_NAME(taps)(r * r, g + s * source_step, step, count, end, tap);
-        FC_UNROLL
-        for (int j = 0; j < r; j++) {
-            VEC column[5], y[6];
+    for (ptrdiff_t s = 0; s < sources; s += SOURCES)
+        for (ptrdiff_t k = 0; k < FC_PANEL; k += PANEL_LANES) {
+            FC_T *to = u + s * FC_PANEL + k;
+            VEC tap[25], half[6][5];
+            FC_NAME(taps)(r * r, g + k * step + s * source_step, step, source_step, count - k, sources - s, end, tap);
             FC_UNROLL
-            for (int i = 0; i < r; i++)
-                column[i] = turn ? tap[r * r - 1 - i * r - j] : tap[i * r + j];
-            FC_NAME(winograd_g)(n, r, column, y);
+            for (int j = 0; j < r; j++) {
+                VEC column[5], y[6];
+                FC_UNROLL
+                for (int i = 0; i < r; i++)
+                    column[i] = turn ? tap[r * r - 1 - i * r - j] : tap[i * r + j];
+                FC_NAME(winograd_g)(n, r, column, y);
+                FC_UNROLL
+                for (int i = 0; i < n; i++)
+                    half[i][j] = y[i];
+            }
             FC_UNROLL
-            for (int i = 0; i < n; i++)
-                half[i][j] = y[i];
-        }
-        FC_UNROLL
-        for (int i = 0; i < n; i++) {
-            VEC y[6];
-            FC_NAME(winograd_g)(n, r, half[i], y);
-            FC_UNROLL
-            for (int j = 0; j < n; j++) {
-                FC_T *to = u + (i * n + j) * plane + s * FC_PANEL;
-                memcpy(to, &y[j], STORED * sizeof(FC_T));
-                if (FC_LANES > FC_PANEL)
-                    memcpy(to + panel, (const FC_T *)&y[j] + STORED, STORED * sizeof(FC_T));
+            for (int i = 0; i < n; i++) {
+                VEC y[6];
+                FC_NAME(winograd_g)(n, r, half[i], y);
+                FC_UNROLL
+                for (int j = 0; j < n; j++)
+                    *(UVEC *)(to + (i * n + j) * plane) = y[j];
             }
         }
-    }
 }
+#undef PANEL_LANES
+#undef SOURCES
 
 /* Product tile: c[i][p] = sum over s of a[s*FC_PANEL + i] * b[s*ldb + p] for `rows` rows and `vectors` vectors of p; the
  * n*FC_PANEL elements at `ahead`, of the panel that comes next, are fetched meanwhile. With `add` the sum is added to c.
@@ -508,11 +508,9 @@ static void FC_NAME(winograd_output)(int tile, int filter, const FC_T *x, ptrdif
 }
 
 static void FC_NAME(winograd_filters)(int tile, int filter, const FC_T *g, ptrdiff_t step, ptrdiff_t source_step, int turn,
-                                      ptrdiff_t count, ptrdiff_t sources, const FC_T *end, FC_T *u, ptrdiff_t plane,
-                                      ptrdiff_t panel)
+                                      ptrdiff_t count, ptrdiff_t sources, const FC_T *end, FC_T *u, ptrdiff_t plane)
 {
-#define FILTERS(M, R) \
-    FC_NAME(filter_tiles)(M, R, g, step, source_step, turn, count, sources, end, u, plane, panel)
+#define FILTERS(M, R) FC_NAME(filter_tiles)(M, R, g, step, source_step, turn, count, sources, end, u, plane)
     BY_TILE(FILTERS);
 #undef FILTERS
 }

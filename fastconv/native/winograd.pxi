@@ -48,9 +48,9 @@ cdef extern from "simd.h" nogil:
                                 double*)
     void fc_mark(uint8_t*)
     void fc_winograd_filters_f32(int, int, const float*, ptrdiff_t, ptrdiff_t, int, ptrdiff_t, ptrdiff_t, const float*,
-                                 float*, ptrdiff_t, ptrdiff_t)
+                                 float*, ptrdiff_t)
     void fc_winograd_filters_f64(int, int, const double*, ptrdiff_t, ptrdiff_t, int, ptrdiff_t, ptrdiff_t, const double*,
-                                 double*, ptrdiff_t, ptrdiff_t)
+                                 double*, ptrdiff_t)
     void fc_winograd_product_f32(const float*, const float*, const float*, ptrdiff_t, ptrdiff_t, ptrdiff_t, float*,
                                  ptrdiff_t)
     void fc_winograd_product_f64(const double*, const double*, const double*, ptrdiff_t, ptrdiff_t, ptrdiff_t, double*,
@@ -78,8 +78,8 @@ cdef struct Winograd:
     Py_ssize_t tiles_h, tiles_w, tiles, blocks
     Py_ssize_t width                 # lanes of a block of tiles
     Py_ssize_t super                 # blocks of a super-block
-    Py_ssize_t units                 # of output channels: what one call transforms the filters of, a panel or a vector
-    Py_ssize_t parts                 # blocks of output channels
+    Py_ssize_t panels                # of output channels
+    Py_ssize_t parts                 # blocks of panels
     Py_ssize_t part_panels           # the most panels of one
     bint given                       # U comes from winograd_pack
     bint kept                        # U is transformed once, here or there
@@ -90,11 +90,6 @@ cdef struct Winograd:
     uint8_t* spoiled                 # of each row of tiles of each image: whether something in it is not finite
 
 
-cdef inline Py_ssize_t unit_panels(Py_ssize_t itemsize) noexcept nogil:
-    """Panels of a unit."""
-    return most(FC_VECTOR_BYTES // itemsize // FC_PANEL, 1)
-
-
 cdef inline Py_ssize_t piece_line(Py_ssize_t itemsize) noexcept nogil:
     """Elements from row to row of a padded copy of a piece."""
     return 2 * FC_VECTOR_BYTES // itemsize + 4
@@ -103,7 +98,7 @@ cdef inline Py_ssize_t piece_line(Py_ssize_t itemsize) noexcept nogil:
 cdef void plan_winograd(Winograd* job, const Window* v, bint backward, int tile, bint given, Py_ssize_t itemsize,
                         Py_ssize_t threads) noexcept nogil:
     cdef Py_ssize_t cg = v.c // v.groups, kg = v.k // v.groups, taps = v.kh * v.kw, lanes = FC_VECTOR_BYTES // itemsize
-    cdef Py_ssize_t block_units, u_bytes
+    cdef Py_ssize_t u_bytes
     cdef bint once
     memset(job, 0, sizeof(Winograd))
     job.batch, job.groups = v.n, v.groups
@@ -131,9 +126,9 @@ cdef void plan_winograd(Winograd* job, const Window* v, bint backward, int tile,
     job.u_panel = job.planes * job.u_plane
     job.v_plane = job.sources * job.width + 64 // itemsize
     job.v_block = job.planes * job.v_plane
-    job.units = ceil_div(job.rows, FC_PANEL * unit_panels(itemsize))
+    job.panels = ceil_div(job.rows, FC_PANEL)
     job.given = given
-    u_bytes = job.units * unit_panels(itemsize) * job.u_panel * itemsize
+    u_bytes = job.panels * job.u_panel * itemsize
     # for no more tiles than one super-block has, the filters are needed once: then the smaller of U and V stays
     once = job.blocks * job.v_block * itemsize <= least(V_BYTES, u_bytes)
     job.kept = given or (u_bytes <= KEPT_FILTERS and not once)
@@ -146,14 +141,13 @@ cdef void plan_winograd(Winograd* job, const Window* v, bint backward, int tile,
         job.super = most(V_BYTES // (job.v_block * itemsize), 1)
     if not job.apart:
         job.super = most(least(job.super, job.blocks), 1)
-    block_units = most(BLOCK_K // (FC_PANEL * unit_panels(itemsize)), 1)
-    job.parts = ceil_div(job.units, block_units)
+    job.parts = ceil_div(job.panels, BLOCK_K // FC_PANEL)
     if not job.apart and threads > 1:  # enough items for all threads; how the channels are cut changes no sum
         job.parts = most(job.parts, ceil_div(2 * threads, job.super)) if job.kept else \
             ceil_div(job.parts, threads) * threads
-    job.parts = least(job.parts, job.units)
-    job.part_panels = ceil_div(job.units, job.parts) * unit_panels(itemsize)
-    job.u_bytes = aligned(job.units * unit_panels(itemsize) * job.u_panel * itemsize) if job.kept and not given else 0
+    job.parts = least(job.parts, job.panels)
+    job.part_panels = ceil_div(job.panels, job.parts)
+    job.u_bytes = aligned(u_bytes) if job.kept and not given else 0
     job.v_bytes = aligned(job.super * job.v_block * itemsize) if not job.apart else 0
     job.row_bytes = aligned(job.batch * job.tiles_h)
     job.m_bytes = aligned(job.part_panels * FC_PANEL * job.planes * job.width * itemsize)
@@ -283,26 +277,22 @@ cdef inline void transform_run(const Winograd* job, const real* source, Py_ssize
             fc_winograd_row_f64(job.tile, job.filter, row, inner, outer, run.count, to, plane, ahead)
 
 
-cdef void transform_filters(const Winograd* job, Py_ssize_t unit, const real* weights, real* u) noexcept nogil:
-    """The panels of U of one unit of output channels."""
+cdef void transform_filters(const Winograd* job, Py_ssize_t panel, const real* weights, real* u) noexcept nogil:
+    """One panel of U."""
     cdef const real* end = weights + job.rows * job.sources * job.filter * job.filter
-    cdef Py_ssize_t lanes = FC_VECTOR_BYTES // sizeof(real), size = unit_panels(sizeof(real)) * FC_PANEL, k = 0, count
-    cdef const real* g
-    while k < size:
-        count = most(least(job.rows - unit * size - k, lanes), 0)
-        g = weights + (unit * size + k) * job.step_k
-        if real is float:
-            fc_winograd_filters_f32(job.tile, job.filter, g, job.step_k, job.step_c, job.turned, count, job.sources, end,
-                                    u + k, job.u_plane, job.u_panel)
-        else:
-            fc_winograd_filters_f64(job.tile, job.filter, g, job.step_k, job.step_c, job.turned, count, job.sources, end,
-                                    u + k, job.u_plane, job.u_panel)
-        k += lanes
+    cdef const real* g = weights + panel * FC_PANEL * job.step_k
+    cdef Py_ssize_t count = least(job.rows - panel * FC_PANEL, FC_PANEL)
+    if real is float:
+        fc_winograd_filters_f32(job.tile, job.filter, g, job.step_k, job.step_c, job.turned, count, job.sources, end, u,
+                                job.u_plane)
+    else:
+        fc_winograd_filters_f64(job.tile, job.filter, g, job.step_k, job.step_c, job.turned, count, job.sources, end, u,
+                                job.u_plane)
 
 
-cdef inline Py_ssize_t first_unit(const Winograd* job, Py_ssize_t part) noexcept nogil:
-    """The first unit of a block of output channels."""
-    return job.units * part // job.parts
+cdef inline Py_ssize_t first_panel(const Winograd* job, Py_ssize_t part) noexcept nogil:
+    """The first panel of a block of output channels."""
+    return job.panels * part // job.parts
 
 
 cdef void multiply_block(const Winograd* job, Py_ssize_t group, Py_ssize_t block, Py_ssize_t m0, Py_ssize_t m1,
@@ -355,16 +345,16 @@ cdef void winograd_part(const Winograd* job, Py_ssize_t group, Py_ssize_t first,
                         const real* weights, const real* u, const real* v, const real* bias, bint relu, real* out,
                         char* scratch) noexcept nogil:
     """One block of output channels for blocks [first, last) of tiles; v is of the first."""
-    cdef Py_ssize_t u0 = first_unit(job, part), u1 = first_unit(job, part + 1), each = unit_panels(sizeof(real)), unit, block
-    cdef const real* mine = u + u0 * each * job.u_panel
+    cdef Py_ssize_t p0 = first_panel(job, part), p1 = first_panel(job, part + 1), panel, block
+    cdef const real* mine = u + p0 * job.u_panel
     cdef real* own
     if not job.kept:
         own = <real*> (scratch + job.m_bytes + job.line_bytes + job.half_bytes + job.run_bytes)
-        for unit in range(u0, u1):
-            transform_filters(job, unit, weights, own + (unit - u0) * each * job.u_panel)
+        for panel in range(p0, p1):
+            transform_filters(job, panel, weights, own + (panel - p0) * job.u_panel)
         mine = own
     for block in range(first, last):
-        multiply_block(job, group, block, u0 * each * FC_PANEL, least(u1 * each * FC_PANEL, job.rows), mine,
+        multiply_block(job, group, block, p0 * FC_PANEL, least(p1 * FC_PANEL, job.rows), mine,
                        v + (block - first) * job.v_block, bias, relu, out, scratch)
 
 
@@ -386,13 +376,12 @@ cdef void run_winograd(Winograd* job, const real* source, const real* weights, c
     cdef real* v = <real*> (work + job.u_bytes)
     cdef char* scratch = work + job.u_bytes + job.v_bytes + job.row_bytes
     cdef Py_ssize_t group, first, count, item, pieces = ceil_div(job.sources, CHANNELS_AT_ONCE)
-    cdef Py_ssize_t unit_size = unit_panels(sizeof(real)) * job.u_panel
     job.spoiled = <uint8_t*> (work + job.u_bytes + job.v_bytes)
     memset(job.spoiled, 0, job.batch * job.tiles_h)
     for group in range(job.groups):
         if job.kept and not job.given:
-            for item in prange(job.units, num_threads=threads, schedule="static"):
-                transform_filters(job, item, weights, own + item * unit_size)
+            for item in prange(job.panels, num_threads=threads, schedule="static"):
+                transform_filters(job, item, weights, own + item * job.u_panel)
         first = 0
         if job.apart:
             for item in prange(job.blocks, num_threads=threads, schedule="dynamic"):
@@ -417,7 +406,7 @@ cdef void run_winograd(Winograd* job, const real* source, const real* weights, c
             first += count
         weights += job.rows * job.sources * job.filter * job.filter
         if job.given:
-            u += job.units * unit_size
+            u += job.panels * job.u_panel
         if bias != NULL:
             bias += job.rows
 
@@ -435,7 +424,7 @@ def winograd_pack_bytes(int tile, geometry, Py_ssize_t itemsize):
     cdef Window v = read_conv(geometry)
     cdef Winograd job
     plan_winograd(&job, &v, False, tile, True, itemsize, 1)
-    return job.groups * job.units * unit_panels(itemsize) * job.u_panel * itemsize
+    return job.groups * job.panels * job.u_panel * itemsize
 
 
 def winograd_pack(int tile, cnp.ndarray weight, geometry, cnp.ndarray packed):
@@ -451,13 +440,13 @@ cdef int winograd_pack_of(int tile, cnp.ndarray weight, object geometry, cnp.nda
     cdef Winograd job
     cdef const real* weights = <const real*> cnp.PyArray_DATA(weight)
     cdef real* u = <real*> cnp.PyArray_DATA(packed)
-    cdef Py_ssize_t group, unit
+    cdef Py_ssize_t group, panel
     with nogil:
         plan_winograd(&job, &v, False, tile, True, sizeof(real), 1)
         for group in range(job.groups):
-            for unit in range(job.units):
-                transform_filters(&job, unit, weights, u)
-                u += unit_panels(sizeof(real)) * job.u_panel
+            for panel in range(job.panels):
+                transform_filters(&job, panel, weights, u)
+                u += job.u_panel
             weights += job.rows * job.sources * job.filter * job.filter
     return 0
 
