@@ -278,6 +278,7 @@ _SPARSE = 0.25  # direct backward weight: what its copies cost where few taps sh
 _ACROSS = 1.2  # direct backward weight: to add up the lanes of its sums
 _SINGLE = 3.0  # direct backward data: one output channel, whose FMAs wait for each other and for loads
 _SPREAD = 0.4  # direct backward data: pixels of one parity class are few, and are spread when they are stored
+_TURN = 2.5  # backward data: to turn one weight, which pays where many pixels use it
 _GATHER = 25.0  # implicit GEMM's backward data: to store a vector of columns and to gather it
 _COLUMNS = 65536  # pixels times taps beyond which that cuts an image into bands, which overlap
 _WINDOW, _PIXEL = 3.0, 0.5  # implicit GEMM's backward weight: to pack a vector of a window, and to turn a cell of a pixel
@@ -293,6 +294,7 @@ def estimate(algorithm: str, operation: str, geometry: Conv2dGeometry) -> float:
     if operation == "backward_data":
         terms, rows = rows * geometry.taps, geometry.channels // geometry.groups
         height, width = (-(-n // s) for n, s in zip(geometry.in_size, geometry.stride, strict=True))
+    turn = _TURN * _LANES / (max(geometry.batch, 1) * geometry.positions)
     if algorithm == "im2col":
         return 1 + (_COLUMN + _OUT) / (_PANEL_FMAS * rows)
     if algorithm == "direct":
@@ -305,7 +307,7 @@ def estimate(algorithm: str, operation: str, geometry: Conv2dGeometry) -> float:
             return _ACROSS * waste + _SPARSE * (geometry.stride != (1, 1) or geometry.taps == 1)
         apart = 0.0
         if operation == "backward_data":
-            apart = _SPREAD * (geometry.stride != (1, 1)) + _SPARSE * (geometry.taps == 1)
+            apart = _SPREAD * (geometry.stride != (1, 1)) + _SPARSE * (geometry.taps == 1) + turn
         row = -(-width // _LANES) * _LANES
         if 3 * _LANES <= row <= length:  # tiles that begin with each row
             return row / width + apart + _OUT / (_PANEL_FMAS * terms)
@@ -315,7 +317,7 @@ def estimate(algorithm: str, operation: str, geometry: Conv2dGeometry) -> float:
             again = (geometry.extent[0] - 1) // geometry.stride[0]  # rows of the columns that two bands share
             band = max(_COLUMNS // geometry.taps // geometry.out_size[1] - again, 1)
             overlap = 1 + again / band if band < geometry.out_size[0] else 1.0
-            return overlap * geometry.positions / (height * width) * (1 + _GATHER / (terms // geometry.taps))
+            return overlap * geometry.positions / (height * width) * (1 + _GATHER / (terms // geometry.taps)) + turn
         if operation == "backward_weight":
             channels, taps = terms // geometry.taps, geometry.taps
             side_by_side = geometry.kernel[1] if geometry.dilation[1] == 1 else 1  # taps of one run

@@ -20,10 +20,10 @@ TILES = {3: (4, 2), 5: (2,)}
 LANES = 16
 
 # In the unit of one FMA instruction, fitted as those in dispatch.py: to begin a call and to end it; to transform one cell of a
-# tile of a channel, and one cell of a tile back, for vectors of tiles; one cell of a filter; and to fetch one cell of a
-# filter for a product.
+# tile of a channel, and one cell of a tile back, for vectors of tiles; to read one tap of a filter, and to make one cell of
+# it; and to fetch one cell of a filter for a product.
 _CALL = 50_000
-_TO_TILES, _FROM_TILES, _FILTERS, _FETCH = 0.9, 1.1, 1.0, 0.2
+_TO_TILES, _FROM_TILES, _TAP, _FILTER, _FETCH = 0.9, 1.1, 0.55, 0.25, 0.2
 
 
 def unsupported(geometry: Conv2dGeometry) -> str | None:
@@ -47,7 +47,7 @@ def cost(operation: str, geometry: Conv2dGeometry, tile: int) -> float:
     # one vector of tiles leaves the FMA units waiting for loads
     work = cells * rows * sources * vectors * (1.2 if vectors == 1 else 1.0)
     work += cells * LANES * vectors * (_TO_TILES * sources + _FROM_TILES * rows)
-    work += cells * rows * sources * (_FETCH if operation == "packed" else _FILTERS)
+    work += rows * sources * (cells * _FETCH + (0 if operation == "packed" else geometry.taps * _TAP + cells * _FILTER))
     return work * geometry.groups + _CALL
 
 
