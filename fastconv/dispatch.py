@@ -272,6 +272,7 @@ _PANEL = 64  # pixels of a tile
 _PANEL_FMAS = 4  # FMA instructions that a tile needs for one output channel and one term
 _RUN, _ROW = 3.0, 20.0  # implicit GEMM: to pack one run of pixels of one term, and one term at all
 _FLAT = 11.0  # implicit GEMM: to copy the rows that a panel sees, for each channel and unit of the strides
+_DOTS, _DOT = 4.0, 2.0  # implicit GEMM: inner products for pixels that do not fill a vector, and each of them, in pixels
 _OUT = 80.0  # to begin and end the sums of a tile's pixels of one channel, and to write them to memory
 _STORE = 70.0  # direct: the same by way of scratch, as tiles that cross the ends of rows are
 _SPARSE = 0.25  # direct backward weight: what its copies cost where few taps share them
@@ -328,7 +329,10 @@ def estimate(algorithm: str, operation: str, geometry: Conv2dGeometry) -> float:
             cells = math.prod(s if k > 1 else 1 for s, k in zip(geometry.stride, geometry.kernel, strict=True))
             return (fmas + _PIXEL * (channels * cells + rows)) / (rows * terms / _LANES)
         pixels = max(geometry.batch, 1) * height * width
-        waste = -(-pixels // _LANES) * _LANES / pixels
+        rest = -pixels % _LANES
+        if _LANES - rest <= _LANES // 4:  # a few pixels behind the last whole vector
+            rest = min(rest, _DOTS + (_DOT - 1) * (_LANES - rest))
+        waste = (pixels + rest) / pixels
         pack = _RUN * (_PANEL / width + 1) + _ROW + _FLAT * geometry.stride[0] * geometry.stride[1] / geometry.taps
         return waste + pack / (_PANEL_FMAS * rows) + _OUT / (_PANEL_FMAS * terms)
     if algorithm == "winograd":

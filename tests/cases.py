@@ -191,6 +191,9 @@ CONV_CASES = (
     ConvCase("square13-channels33-filters47", (2, 33, 13, 13), (47, 33, 3, 3), padding=1),
     ConvCase("valid18-channels20", (3, 20, 18, 17), (24, 20, 3, 3)),
     ConvCase("square7-channels64", (2, 64, 7, 7), (64, 64, 3, 3), padding=1),
+    # A few pixels behind the last whole vector: of one image, and of two images of a pixel each.
+    ConvCase("square7-channels75", (1, 75, 7, 7), (13, 75, 3, 3), padding=1),
+    ConvCase("pixels18-channels261", (18, 261, 1, 1), (8, 261, 1, 1), core=True),
     ConvCase("kernel5-channels16", (2, 16, 12, 15), (18, 16, 5, 5), padding=2),
 )
 

@@ -181,8 +181,9 @@ def test_a_packed_weight_takes_the_weights_place(case, forward_engine):
     weight[...] = np.nan  # the handle has a copy
     np.testing.assert_array_equal(fastconv.conv2d(x, packed, bias, **how, activation="relu"), want)
     np.testing.assert_array_equal(fastconv.conv2d(x, packed, bias, **case.arguments, activation="relu"), want)
-    two = np.concatenate([x, x])
-    np.testing.assert_array_equal(fastconv.conv2d(two, packed, bias, **how, activation="relu")[len(x):], want)
+    two = np.concatenate([x, x])  # where the last pixels lie, and so their last bits, may be another matter there
+    np.testing.assert_allclose(fastconv.conv2d(two, packed, bias, **how, activation="relu")[len(x):], want, rtol=0,
+                               atol=1e-5 * np.abs(want).max(initial=0))
 
 
 def test_a_packed_weight_is_for_one_geometry(engine):

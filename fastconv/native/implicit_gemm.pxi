@@ -13,10 +13,11 @@
 # row costs about 4 cycles a run, and is used for 2*K cycles of FMA) or the rows short.
 #
 # Cache: a chunk of about CHUNK_TERMS terms makes a panel of 147 kB in float32, of which PANELS lie in L2; A's rows of a
-# chunk (6 x 576 values, 14 kB) stay in L1 for all of them. Where one chunk has all terms (few channels), a block is several
+# chunk (6 x 576 values, 14 kB) stay in L1 for all of them. A few pixels at the very end that do not fill a vector are inner
+# products with the filters as they lie in memory (49 pixels take three vectors and one such pixel in place of four). Where one chunk has all terms (few channels), a block is several
 # times as long: a flat copy has a halo of KH - 1 rows, which short blocks would copy over and over. Threads take (group,
-# block, block of output channels); many cores get blocks first, and block the output channels only where there are fewer
-# blocks than threads.
+# block, block of output channels); many cores get blocks first, and block the output channels only where there are few
+# blocks for each thread, and no further than all have the same share, because each block packs its panels for itself.
 
 cdef extern from "simd.h" nogil:
     ctypedef struct fc_run:
@@ -25,12 +26,17 @@ cdef extern from "simd.h" nogil:
         ptrdiff_t count
     void fc_pack_runs_f32(float*, ptrdiff_t, const float*, const ptrdiff_t*, ptrdiff_t, const fc_run*, ptrdiff_t)
     void fc_pack_runs_f64(double*, ptrdiff_t, const double*, const ptrdiff_t*, ptrdiff_t, const fc_run*, ptrdiff_t)
+    void fc_dots_f32(ptrdiff_t, ptrdiff_t, const float*, ptrdiff_t, const float*, ptrdiff_t, float*, ptrdiff_t,
+                     const float*, int)
+    void fc_dots_f64(ptrdiff_t, ptrdiff_t, const double*, ptrdiff_t, const double*, ptrdiff_t, double*, ptrdiff_t,
+                     const double*, int)
 
 cdef enum:
     CHUNK_TERMS = 576    # terms of the sum in one panel
     PANELS = 4           # panels that are packed and multiplied together
     LONG_BLOCK = 16      # panels of a block whose terms are all in one chunk,
     LONG_BLOCK_BYTES = 262144  # unless its flat copy is larger than this
+    LONG_SUM = 256       # terms from which inner products are worth the adding up of their lanes
 
 # A part of a block: pixels [first, stop) of one image, whose flat rows start at `row`.
 cdef struct Segment:
@@ -47,9 +53,10 @@ cdef struct Gemm:
     Py_ssize_t chunk                 # channels of a chunk
     Py_ssize_t parts                 # blocks of output channels
     Py_ssize_t segments              # the most segments of a block
+    Py_ssize_t rest                  # pixels at the end of all that are inner products
     ptrdiff_t* offset                # in the flat copy
     ptrdiff_t* panel_offset          # in a panel
-    Py_ssize_t flat_bytes, panel_bytes, sum_bytes, run_bytes, thread_bytes
+    Py_ssize_t flat_bytes, panel_bytes, rest_bytes, sum_bytes, run_bytes, thread_bytes
 
 
 cdef Py_ssize_t gemm_tables(const Gemm* job, const Window* v) noexcept nogil:
@@ -70,6 +77,7 @@ cdef inline Py_ssize_t flat_elements(const Gemm* job) noexcept nogil:
 
 cdef void plan_gemm(Gemm* job, const Window* v, Py_ssize_t itemsize, Py_ssize_t threads, char* tables) noexcept nogil:
     cdef Flat* f = &job.flat
+    cdef Py_ssize_t lanes = FC_VECTOR_BYTES // itemsize
     cdef Py_ssize_t chunks, panels, items, tiles, i
     cdef Correlation direct
     plan_forward(&direct, v, itemsize, 1, NULL)
@@ -93,14 +101,20 @@ cdef void plan_gemm(Gemm* job, const Window* v, Py_ssize_t itemsize, Py_ssize_t 
         set_block(job, panels)
     tiles = ceil_div(job.rows, FC_TILE_ROWS)
     items = most(job.groups * job.blocks, 1)
-    job.parts = 1 if threads == 1 or items >= 4 * threads else least(tiles, ceil_div(4 * threads, items))
+    job.parts = 1
+    while job.parts < tiles and items * job.parts < 4 * threads and items * job.parts % threads:
+        job.parts += 1
+    job.rest = job.batch * job.pixels % lanes
+    if job.rest > lanes // 4 or job.chunk * job.taps < LONG_SUM:
+        job.rest = 0
     job.flat_bytes = aligned(flat_elements(job) * itemsize + 2 * FC_VECTOR_BYTES)
     job.panel_bytes = aligned(PANELS * job.chunk * job.taps * job.width * itemsize + FC_VECTOR_BYTES)
+    job.rest_bytes = aligned(job.rest * job.chunk * job.taps * itemsize)
     job.sum_bytes = aligned((ceil_div(tiles, job.parts) * FC_TILE_ROWS) * job.block * itemsize)
     # runs of a panel: one for each row of output it touches, at most one for each pixel
     job.run_bytes = aligned(least(job.width, job.width // job.out_w + 2 * job.segments + 1) * sizeof(fc_run)
                             + job.segments * sizeof(Segment))
-    job.thread_bytes = job.flat_bytes + job.panel_bytes + job.sum_bytes + job.run_bytes
+    job.thread_bytes = job.flat_bytes + job.panel_bytes + job.rest_bytes + job.sum_bytes + job.run_bytes
     if tables == NULL:
         return
     job.offset = fill_tap_tables(f, v, job.chunk, tables)
@@ -160,13 +174,17 @@ cdef void gemm_item(const Gemm* job, Py_ssize_t item, const real* source, const 
     cdef Py_ssize_t terms_all = job.sources * job.taps, terms
     cdef real* flat = <real*> scratch
     cdef real* panel = <real*> (scratch + job.flat_bytes)
-    cdef real* sums = <real*> (scratch + job.flat_bytes + job.panel_bytes)
-    cdef Segment* segment = <Segment*> (scratch + job.flat_bytes + job.panel_bytes + job.sum_bytes)
+    cdef real* end = <real*> (scratch + job.flat_bytes + job.panel_bytes)
+    cdef real* sums = <real*> (scratch + job.flat_bytes + job.panel_bytes + job.rest_bytes)
+    cdef Segment* segment = <Segment*> (scratch + job.flat_bytes + job.panel_bytes + job.rest_bytes + job.sum_bytes)
     cdef fc_run* run = <fc_run*> (segment + job.segments)
     cdef Py_ssize_t segments = cut_segments(job, start, start + count, segment)
     cdef Py_ssize_t c0, channels, s, p, p0, p1, runs, m_tile, m, rows, pixels, pixel, done
     cdef Py_ssize_t panel_items = job.chunk * job.taps * job.width
+    cdef Py_ssize_t rest = job.rest if start + count == job.batch * job.pixels else 0
+    cdef Py_ssize_t whole = count - rest, i, ldc
     cdef const real* a
+    cdef const real* offsets
     cdef real* to
     cdef int flags
 
@@ -191,19 +209,30 @@ cdef void gemm_item(const Gemm* job, Py_ssize_t item, const real* source, const 
                     fc_pack_runs_f32(panel + (p - p0) * panel_items, job.width, flat, job.offset, terms, run, runs)
                 else:
                     fc_pack_runs_f64(panel + (p - p0) * panel_items, job.width, flat, job.offset, terms, run, runs)
+            if p1 == panels:  # the panel with the last pixels is the last one
+                for i in range(rest):
+                    for s in range(terms):
+                        end[i * terms + s] = panel[(p1 - 1 - p0) * panel_items + s * job.width + (whole + i) % job.width]
             for m_tile in range(first_tile, last_tile):
                 m = job.rows * m_tile // tiles
                 rows = job.rows * (m_tile + 1) // tiles - m
                 a = weights + (group * job.rows + m) * terms_all + c0 * job.taps
+                offsets = bias + group * job.rows + m if bias != NULL and c0 + channels == job.sources else NULL
                 for p in range(p0, p1):
-                    pixels = least(count - p * job.width, job.width)
+                    pixels = least(whole - p * job.width, job.width)
                     to = whole_panel(job, group, m, start + p * job.width, pixels, out)
-                    correlate_tile(a, terms_all, panel + (p - p0) * panel_items, job.panel_offset, terms, rows,
-                                   ceil_div(pixels, lanes),
-                                   sums + (m - m0) * job.block + p * job.width if to == NULL else to,
-                                   job.block if to == NULL else job.pixels,
-                                   bias + group * job.rows + m if bias != NULL and c0 + channels == job.sources else NULL,
-                                   flags)
+                    ldc = job.pixels
+                    if to == NULL:
+                        to, ldc = sums + (m - m0) * job.block + p * job.width, job.block
+                    if pixels > 0:
+                        correlate_tile(a, terms_all, panel + (p - p0) * panel_items, job.panel_offset, terms, rows,
+                                       ceil_div(pixels, lanes), to, ldc, offsets, flags)
+                if p1 == panels and rest > 0:
+                    to = sums + (m - m0) * job.block + whole
+                    if real is float:
+                        fc_dots_f32(rows, rest, a, terms_all, end, terms, to, job.block, offsets, flags)
+                    else:
+                        fc_dots_f64(rows, rest, a, terms_all, end, terms, to, job.block, offsets, flags)
             p0 = p1
         c0 += channels
 

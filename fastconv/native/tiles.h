@@ -222,6 +222,31 @@ static const FC_NAME(inner_fn) FC_NAME(inner_table)[FC_TILE_VECTORS][FC_TILE_ROW
 #endif
 };
 
+/* The correlation tile for a few pixels that do not fill a vector: c[i][j] = sum over r of a[i][r] * b[j][r].
+ *
+ * (rows, n) @ (cols, n)^T -> (rows, cols), vectorised along the sum: a vector of pixels that holds one costs LANES / 2
+ * times as much. b has a row stride of n, `bias` and `flags` are those of the correlation tile. */
+static void FC_NAME(dots)(ptrdiff_t rows, ptrdiff_t cols, const FC_T *a, ptrdiff_t lda, const FC_T *b, ptrdiff_t n, FC_T *c,
+                          ptrdiff_t ldc, const FC_T *bias, int flags)
+{
+    ptrdiff_t offset[FC_TILE_VECTORS];
+    FC_T sum[FC_TILE_ROWS * FC_TILE_VECTORS] = {0};
+    for (ptrdiff_t j = 0; j < cols; j++)
+        offset[j] = j * n;
+    FC_NAME(inner_table)[cols - 1][rows - 1](a, lda, b, offset, n / LANES, 1, 0, 0, sum, FC_TILE_VECTORS);
+    for (ptrdiff_t i = 0; i < rows; i++)
+        for (ptrdiff_t j = 0; j < cols; j++) {
+            FC_T v = sum[i * FC_TILE_VECTORS + j];
+            for (ptrdiff_t r = n / LANES * LANES; r < n; r++)
+                v += a[i * lda + r] * b[j * n + r];
+            if (flags & FC_ACCUMULATE)
+                v += c[i * ldc + j];
+            if (bias)
+                v += bias[i];
+            c[i * ldc + j] = (flags & FC_RELU) && v < 0 ? 0 : v;
+        }
+}
+
 /* The even lanes of a, then those of b. GCC and clang spell it differently. */
 FC_INLINE VEC FC_NAME(even)(VEC a, VEC b)
 {
