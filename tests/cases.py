@@ -140,6 +140,8 @@ CONV_CASES = (
     ConvCase("depthwise3", (2, 7, 9, 10), (7, 1, 3, 3), padding=1, groups=7, core=True),
     ConvCase("depthwise3-stride2", (2, 6, 13, 14), (6, 1, 3, 3), stride=2, padding=1, groups=6),
     ConvCase("depthwise5-wide", (1, 3, 7, 67), (3, 1, 5, 5), padding=2, groups=3),
+    ConvCase("depthwise3-stride2-wide", (2, 3, 35, 75), (3, 1, 3, 3), stride=2, padding=1, groups=3, core=True),
+    ConvCase("depthwise5-stride2-wide", (1, 2, 41, 83), (4, 1, 5, 5), stride=2, padding=((0, 2), (3, 1)), groups=2),
     ConvCase("depthwise3-dilation2", (1, 4, 9, 33), (4, 1, 3, 3), padding=2, dilation=2, groups=4),
     ConvCase("depthwise-times2", (2, 5, 8, 9), (10, 1, 3, 3), padding=1, groups=5),
     ConvCase("depthwise-times3-stride2", (1, 4, 9, 8), (12, 1, 5, 5), stride=2, padding=2, groups=4),

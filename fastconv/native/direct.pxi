@@ -23,6 +23,8 @@
 # and Stability of Numerical Algorithms, 2nd ed., section 4.2). Tiles are outermost and channels inside: a tile's part of
 # the flat copy (L1/L2) is used by all output channels, and the weights stream past it at 2 bytes a cycle.
 #
+# Planes by themselves (depthwise, one channel) have kernels without any copy for the common filters: depthwise.h.
+#
 # Threads take (image, group, band, block of output channels), backward weight (group, block of K, block of C). No two of
 # them write one element, and no sum depends on how they are dealt out: the same bits for any number of threads.
 # On many cores: images and bands come first (nothing is shared but the weights, which every core reads and none writes);
@@ -65,6 +67,16 @@ cdef extern from "simd.h" nogil:
     void fc_store_runs_f64(double*, ptrdiff_t, const double*, ptrdiff_t, ptrdiff_t)
     int fc_all_finite_f32(const float*, ptrdiff_t)
     int fc_all_finite_f64(const double*, ptrdiff_t)
+
+cdef extern from "depthwise.h" nogil:
+    ctypedef struct fc_depthwise:
+        Py_ssize_t planes, filters, each, h, w, oh, ow, top, left
+        int kernel, stride, turned
+        Py_ssize_t bands
+    void fc_plan_depthwise(fc_depthwise*, Py_ssize_t itemsize)
+    void fc_depthwise_f32(const fc_depthwise*, const float*, const float*, const float*, int, float*, Py_ssize_t, Py_ssize_t)
+    void fc_depthwise_f64(const fc_depthwise*, const double*, const double*, const double*, int, double*, Py_ssize_t,
+                          Py_ssize_t)
 
 cdef enum:
     BAND_BYTES = 393216   # of a band's flat copy: with the weights that stream past, it fits an L2 of 1 MB
@@ -218,6 +230,7 @@ cdef struct TapClass:
 
 cdef struct Correlation:
     Flat flat
+    fc_depthwise planes              # the kernels for single planes, which need nothing of what follows
     Py_ssize_t batch, groups
     Py_ssize_t sources               # planes of the source in one group
     Py_ssize_t rows                  # M, planes of the output in one group
@@ -434,6 +447,24 @@ cdef void finish_correlation(Correlation* job, Py_ssize_t itemsize, Py_ssize_t t
         job.thread_bytes += aligned(FC_PLANE_ROWS * (f.length * itemsize + FC_VECTOR_BYTES))
 
 
+cdef void by_planes(Correlation* job, const Window* v, Py_ssize_t itemsize, bint turned) noexcept nogil:
+    """Take the kernels for single planes (depthwise.h) where the geometry allows; they need no scratch."""
+    cdef const Flat* f = &job.flat
+    if job.sources != 1 or job.rows > FEW_ROWS or v.kh != v.kw or v.sh != v.sw or v.dh != 1 or v.dw != 1:
+        return
+    if turned and v.sh != 1:
+        return
+    job.planes.filters, job.planes.each = job.groups * job.rows, job.rows
+    job.planes.planes = job.batch * job.planes.filters
+    job.planes.h, job.planes.w, job.planes.oh, job.planes.ow = f.h, f.w, job.out_h, job.out_w
+    job.planes.kernel, job.planes.stride, job.planes.turned = v.kh, v.sh, turned
+    job.planes.top = v.kh - 1 - v.top if turned else v.top
+    job.planes.left = v.kw - 1 - v.left if turned else v.left
+    fc_plan_depthwise(&job.planes, itemsize)
+    if job.planes.kernel != 0:
+        job.flat_bytes = job.thread_bytes = 0
+
+
 cdef Py_ssize_t forward_tables(const Window* v) noexcept nogil:
     """Bytes of the tables of a forward correlation."""
     return aligned((v.c // v.groups * v.kh * v.kw + tap_tables(v)) * sizeof(Py_ssize_t) + sizeof(TapClass))
@@ -460,6 +491,7 @@ cdef void plan_forward(Correlation* job, const Window* v, Py_ssize_t itemsize, P
     job.classes = 1
     job.group_weights = job.rows * job.sources * v.kh * v.kw
     finish_correlation(job, itemsize, threads)
+    by_planes(job, v, itemsize, False)
     if tables == NULL:
         return
     job.taps = <TapClass*> tables
@@ -510,6 +542,7 @@ cdef void plan_backward(Correlation* job, const Window* v, Py_ssize_t itemsize, 
     job.classes = axis_classes(v.h, v.sh) * axis_classes(v.w, v.sw)
     job.group_weights = cg * kg * v.kh * v.kw
     finish_correlation(job, itemsize, threads)
+    by_planes(job, v, itemsize, True)
     if tables == NULL:
         return
     job.taps = <TapClass*> tables
@@ -704,9 +737,24 @@ cdef inline bint all_finite(const real* values, Py_ssize_t count) noexcept nogil
         return fc_all_finite_f64(values, count)
 
 
+cdef void correlate_planes(const Correlation* job, const real* source, const real* weights, const real* bias, bint relu,
+                           real* out, int threads) noexcept nogil:
+    cdef Py_ssize_t bands = job.planes.planes * job.planes.bands, item, items = least(bands, 16 * threads)
+    if threads == 1:
+        items = 1
+    for item in prange(items, num_threads=threads, schedule="dynamic", chunksize=1):
+        if real is float:
+            fc_depthwise_f32(&job.planes, source, weights, bias, relu, out, bands * item // items, bands * (item + 1) // items)
+        else:
+            fc_depthwise_f64(&job.planes, source, weights, bias, relu, out, bands * item // items, bands * (item + 1) // items)
+
+
 cdef void run_correlation(const Correlation* job, const real* source, const real* weights, const real* bias, bint relu,
                           real* out, char* scratch, int threads) noexcept nogil:
     cdef Py_ssize_t item, items = job.batch * job.groups * job.bands * job.blocks
+    if job.planes.kernel != 0:
+        correlate_planes(job, source, weights, bias, relu, out, threads)
+        return
     if items <= 1 or threads == 1:
         for item in range(items):
             correlate_item(job, item, source, weights, bias, relu, out, scratch)
@@ -862,7 +910,7 @@ cdef class SmallForward:
         if bias is not None and not cnp.PyArray_ISCARRAY_RO(<cnp.ndarray> bias):
             return None
         out = cnp.PyArray_EMPTY(self.rank, self.shape, self.type_num, 0)
-        scratch = <char*> malloc(self.job.thread_bytes)
+        scratch = <char*> malloc(most(self.job.thread_bytes, 1))
         if scratch == NULL:
             raise MemoryError(f"{self.job.thread_bytes} bytes of scratch")
         if self.type_num == cnp.NPY_FLOAT:
