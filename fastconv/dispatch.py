@@ -329,10 +329,12 @@ def estimate(algorithm: str, operation: str, geometry: Conv2dGeometry) -> float:
             cells = math.prod(s if k > 1 else 1 for s, k in zip(geometry.stride, geometry.kernel, strict=True))
             return (fmas + _PIXEL * (channels * cells + rows)) / (rows * terms / _LANES)
         pixels = max(geometry.batch, 1) * height * width
-        rest = -pixels % _LANES
-        if _LANES - rest <= _LANES // 4:  # a few pixels behind the last whole vector
-            rest = min(rest, _DOTS + (_DOT - 1) * (_LANES - rest))
-        waste = (pixels + rest) / pixels
+        rest = pixels % _LANES
+        whole = pixels - rest
+        if rest <= _LANES // 4:  # a few pixels behind the last whole vector
+            waste = (whole + min(_DOTS + _DOT * rest, _LANES) * (rest > 0)) / pixels
+        else:
+            waste = (whole + _LANES) / pixels
         pack = _RUN * (_PANEL / width + 1) + _ROW + _FLAT * geometry.stride[0] * geometry.stride[1] / geometry.taps
         return waste + pack / (_PANEL_FMAS * rows) + _OUT / (_PANEL_FMAS * terms)
     if algorithm == "winograd":
