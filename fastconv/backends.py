@@ -256,7 +256,7 @@ class CythonBackend(NumpyBackend):
     def winograd_unsupported(self, operation: str, geometry: Conv2dGeometry, dtype: np.dtype) -> str | None:
         if operation == "backward_weight":
             return "backward_weight has no Winograd kernel"
-        why_not = winograd.unsupported(geometry)
+        why_not = winograd.unsupported(operation, geometry)
         if why_not is not None:
             return why_not
         most = geometry.kernel[0] - 1
@@ -266,9 +266,11 @@ class CythonBackend(NumpyBackend):
 
     def winograd_bytes(self, operation: str, geometry: Conv2dGeometry, dtype: np.dtype, threads: int) -> int:
         # a handle may have been packed for another batch, and so with another tile
-        tiles = winograd.TILES[geometry.kernel[0]] if operation == "packed" else (winograd.best_tile(operation, geometry),)
-        return max(self._bytes(partial(self._kernels().winograd_workspace, tile), operation, geometry, dtype, threads)
-                   for tile in tiles)
+        tiles = winograd.TILES[winograd.taps_of(geometry)] if operation == "packed" else \
+            (winograd.best_tile(operation, geometry),)
+        phases = winograd.of_phases(geometry, winograd.images_at_once(geometry))
+        return max(self._bytes(partial(self._kernels().winograd_workspace, tile), operation, phases, dtype, threads)
+                   for tile in tiles) + sum(_phase_bytes(geometry, phases, dtype))
 
     def winograd_forward(self, x: Array, weight: Array, bias: Array | None, relu: bool, geometry: Conv2dGeometry,
                          out: Array, budget: Budget) -> None:
@@ -276,10 +278,14 @@ class CythonBackend(NumpyBackend):
         self.winograd_packed(x, filters, bias, relu, geometry, out, budget)
 
     def winograd_pack(self, weight: Array, geometry: Conv2dGeometry) -> WinogradFilters:
-        kernels, tile = self._kernels(), winograd.best_tile("packed", geometry)
-        nbytes = kernels.winograd_pack_bytes(tile, geometry, weight.itemsize)
+        kernels, tile, phases = self._kernels(), winograd.best_tile("packed", geometry), winograd.of_phases(geometry, 1)
+        nbytes = kernels.winograd_pack_bytes(tile, phases, weight.itemsize)
         transformed = memory.aligned_bytes("the packed weight", nbytes)
-        kernels.winograd_pack(tile, weight, geometry, transformed)
+        split = weight
+        if geometry.stride != (1, 1):
+            split = memory.scratch_array("the phases of the weight", phases.weight_shape, weight.dtype)
+            self.im2col(weight, winograd.split(geometry, 1)[1], "columns", 0, split, 1)
+        kernels.winograd_pack(tile, split, phases, transformed)
         return WinogradFilters(tile, weight, transformed)
 
     def winograd_packed(self, x: Array, filters: WinogradFilters, bias: Array | None, relu: bool,
@@ -287,9 +293,27 @@ class CythonBackend(NumpyBackend):
         def direct(x: Array, geometry: Conv2dGeometry, out: Array, budget: Budget) -> None:
             self.direct_forward(x, filters.weight, bias, relu, geometry, out, budget)
 
-        spoiled = self._kernels().winograd_convolve(filters.tile, x, filters.weight, filters.transformed, bias, relu, False,
-                                                    geometry, out, memory.scratch(budget.nbytes), budget.threads)
-        self._recompute("forward", direct, x, geometry, out, budget, filters.tile, spoiled)
+        scratch, weight = memory.scratch(budget.nbytes), filters.weight
+        images = winograd.images_at_once(geometry)
+        image_bytes, filter_bytes = _phase_bytes(geometry, winograd.of_phases(geometry, images), x.dtype)
+        work = scratch[image_bytes + filter_bytes:]
+        if filter_bytes:
+            weight = scratch[image_bytes:image_bytes + filter_bytes].view(x.dtype)
+            if filters.transformed is None:
+                self.im2col(filters.weight, winograd.split(geometry, 1)[1], "columns", 0, weight, budget.threads)
+        spoiled = {}
+        for start in range(0, max(geometry.batch, 1), images):
+            part = replace(geometry, batch=min(images, geometry.batch - start))
+            phases = source = x[start:start + images]
+            if image_bytes:
+                phases = scratch[:image_bytes].view(x.dtype)
+                self.im2col(source, winograd.split(geometry, part.batch)[0], "columns", 0, phases, budget.threads)
+            spoiled[part, start] = self._kernels().winograd_convolve(
+                filters.tile, phases, weight, filters.transformed, bias, relu, False,
+                winograd.of_phases(geometry, part.batch), out[start:start + images], work, budget.threads)
+        for (part, start), rows in spoiled.items():  # which takes the scratch
+            stop = start + part.batch
+            self._recompute("forward", direct, x[start:stop], part, out[start:stop], budget, filters.tile, rows)
 
     def winograd_backward_data(self, dout: Array, weight: Array, geometry: Conv2dGeometry, out: Array,
                                budget: Budget) -> None:
@@ -365,6 +389,14 @@ class CythonBackend(NumpyBackend):
             return
         divisors = _divisor_table(geometry, count_include_pad, divisor_override, dout.dtype)
         self._kernels().avg_pool(dout, geometry, *divisors, True, out, memory.scratch, threads)
+
+
+def _phase_bytes(geometry: Conv2dGeometry, phases: Conv2dGeometry, dtype: np.dtype) -> tuple[int, int]:
+    """Bytes of the phases of images and of filters (winograd.py), in whole cache lines."""
+    if geometry.stride == (1, 1):
+        return 0, 0
+    image, filters = (-(-math.prod(shape) * dtype.itemsize // 64) * 64 for shape in (phases.input_shape, phases.weight_shape))
+    return image, filters
 
 
 #: Scratch for kernels that are also called while their thread's own is in use.

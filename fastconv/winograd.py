@@ -2,16 +2,22 @@
 
 F(MxM, RxR) computes output tiles of MxM with (M + R - 1)^2 multiplications each: the larger the tile, the fewer
 multiplications a pixel needs, and the more cells and planes of filters there are to transform.
+
+A convolution with stride S is one with stride 1 of the phases of the image. Tap S*t + a of a filter meets rows a, S + a,
+2*S + a ... of the padded image only: so these become an image of their own, with 1/S of the rows, and the filter's taps a,
+S + a, ... its filter (the same for columns). The S*S phases of a channel are summed up, as channels are. 11x11 taps with
+stride 4 so become 3x3 taps in 16 times as many channels, and F(4x4, 3x3) needs 36 multiplications where 121 were.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 import numpy as np
 
-from .geometry import Conv2dGeometry
+from .geometry import Conv2dGeometry, Pair, Window2dGeometry
 
 #: For each size of filter, the sizes of output tiles that there are kernels for.
 TILES = {3: (4, 2), 5: (2,)}
@@ -24,19 +30,73 @@ LANES = 16
 # it; and to fetch one cell of a filter for a product.
 _CALL = 50_000
 _TO_TILES, _FROM_TILES, _TAP, _FILTER, _FETCH = 0.9, 1.1, 0.55, 0.25, 0.2
+_CELL, _TAPS = 2.0, 15.0  # to copy a cell of an image to its phase, and a tap of a filter
+_PIXEL = 1.2  # to write a pixel to memory
+
+#: Elements of the phases that are there at a time: of so many images as they have room for, or of one.
+PHASE_ELEMENTS = 2**20
 
 
-def unsupported(geometry: Conv2dGeometry) -> str | None:
+def unsupported(operation: str, geometry: Conv2dGeometry) -> str | None:
     """Why there is no kernel for this, or None."""
-    kernel = geometry.kernel
-    if (geometry.stride, geometry.dilation) == ((1, 1), (1, 1)) and kernel[0] == kernel[1] and kernel[0] in TILES:
-        return None
-    return (f"it is for 3x3 and 5x5 filters with stride 1 and dilation 1, not for kernel {kernel}, stride "
-            f"{geometry.stride}, dilation {geometry.dilation}")
+    kernel, stride = geometry.kernel, geometry.stride
+    if (geometry.dilation != (1, 1) or kernel[0] != kernel[1] or stride[0] != stride[1]
+            or taps_of(geometry) not in TILES):
+        return (f"it is for square filters whose taps are 3 or 5 times the stride (rounded up) and for dilation 1, not for "
+                f"kernel {kernel}, stride {stride}, dilation {geometry.dilation}")
+    if stride != (1, 1) and operation == "backward_data":
+        return f"backward_data is for stride 1, not for stride {stride}"
+    if stride != (1, 1) and math.prod(of_phases(geometry, 1).input_shape) > 2 * PHASE_ELEMENTS:
+        return f"the phases of an image of {geometry.in_size} and stride {stride} are too large to be kept"
+    return None
+
+
+def of_phases(geometry: Conv2dGeometry, images: int) -> Conv2dGeometry:
+    """The convolution with stride 1 that does it for so many images; `geometry` itself, for them, where that has stride 1."""
+    step, taps = geometry.stride[0], taps_of(geometry)
+    if step == 1:
+        return replace(geometry, batch=images)
+    height, width = (size + taps - 1 for size in geometry.out_size)
+    return replace(geometry, batch=images, channels=geometry.channels * step * step, in_size=(height, width),
+                   kernel=(taps, taps), stride=(1, 1), pads=((0, 0), (0, 0)))
+
+
+def taps_of(geometry: Conv2dGeometry) -> int:
+    """Rows (and columns) of the filters that are transformed."""
+    return -(-geometry.kernel[0] // geometry.stride[0])
+
+
+def images_at_once(geometry: Conv2dGeometry) -> int:
+    """Images whose phases are made together: as many as PHASE_ELEMENTS hold, and the same number each time."""
+    batch = max(geometry.batch, 1)
+    if geometry.stride == (1, 1):
+        return batch
+    most = max(PHASE_ELEMENTS // math.prod(of_phases(geometry, 1).input_shape), 1)
+    return -(-batch // -(-batch // most))
+
+
+def split(geometry: Conv2dGeometry, images: int) -> tuple[Window2dGeometry, Window2dGeometry]:
+    """How im2col makes the phases of so many images, and of the filters: windows of SxS cells, side by side."""
+    step, taps, phases = geometry.stride[0], taps_of(geometry), of_phases(geometry, images)
+
+    def windows(batch: int, channels: int, in_size: Pair, before: Pair, out_size: Pair) -> Window2dGeometry:
+        behind = [max(step * out - pad - size, 0) for size, pad, out in zip(in_size, before, out_size, strict=True)]
+        return Window2dGeometry(batch, channels, in_size, (step, step), (step, step),
+                                ((before[0], behind[0]), (before[1], behind[1])), (1, 1), out_size)
+
+    before = geometry.pads[0][0], geometry.pads[1][0]
+    return (windows(images, geometry.channels, geometry.in_size, before, phases.in_size),
+            windows(geometry.out_channels, geometry.channels // geometry.groups, geometry.kernel, (0, 0), (taps, taps)))
 
 
 def cost(operation: str, geometry: Conv2dGeometry, tile: int) -> float:
     """What all images cost with tiles of this size, in FMA instructions."""
+    if geometry.stride != (1, 1):
+        batch = max(geometry.batch, 1)
+        phases = of_phases(geometry, batch)
+        filters = math.prod(phases.weight_shape)
+        return cost(operation, phases, tile) + _CELL * math.prod(phases.input_shape) + \
+            (0 if operation == "packed" else _TAPS * filters)
     sources, rows = geometry.channels // geometry.groups, geometry.out_channels // geometry.groups
     height, width = geometry.out_size
     if operation == "backward_data":
@@ -47,13 +107,14 @@ def cost(operation: str, geometry: Conv2dGeometry, tile: int) -> float:
     # one vector of tiles leaves the FMA units waiting for loads
     work = cells * rows * sources * vectors * (1.2 if vectors == 1 else 1.0)
     work += cells * LANES * vectors * (_TO_TILES * sources + _FROM_TILES * rows)
+    work += _PIXEL * max(geometry.batch, 1) * height * width * rows
     work += rows * sources * (cells * _FETCH + (0 if operation == "packed" else geometry.taps * _TAP + cells * _FILTER))
     return work * geometry.groups + _CALL
 
 
 def best_tile(operation: str, geometry: Conv2dGeometry) -> int:
     """The size of output tile that costs the least."""
-    return min(TILES[geometry.kernel[0]], key=lambda tile: cost(operation, geometry, tile))
+    return min(TILES[taps_of(geometry)], key=lambda tile: cost(operation, geometry, tile))
 
 
 @dataclass(frozen=True)
@@ -77,17 +138,18 @@ class Band:
 
 def band(operation: str, geometry: Conv2dGeometry, image: int, start: int, stop: int) -> Band:
     """The band of rows [start, stop) of an image; of more rows where those alone would see nothing but padding."""
-    (top, _), taps = geometry.pads[0], geometry.kernel[0]
+    (top, _), taps, step = geometry.pads[0], geometry.kernel[0], geometry.stride[0]
     height, width = geometry.in_size
     if operation == "backward_data":
         first, last = max(start + top - taps + 1, 0), min(stop + top, geometry.out_size[0])
         size, out_size = (stop - start, width), (last - first, geometry.out_size[1])
         pads = top + start - first, last - stop - top + taps - 1
     else:
-        start, stop = min(start, top + height - 1), max(stop, top - taps + 2)
-        first, last = max(start - top, 0), min(stop - top + taps - 1, height)
+        start, stop = min(start, (top + height - 1) // step), max(stop, -(-(top - taps + 1) // step) + 1)
+        above, below = start * step - top, (stop - 1) * step - top + taps  # the rows that they see, with the padding
+        first, last = max(above, 0), min(below, height)
         size, out_size = (last - first, width), (stop - start, geometry.out_size[1])
-        pads = first - start + top, stop - top + taps - 1 - last
+        pads = first - above, below - last
     part = replace(geometry, batch=1, in_size=size, out_size=out_size, pads=(pads, geometry.pads[1]))
     return Band(image, slice(start, stop), slice(first, last), part)
 

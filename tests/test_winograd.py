@@ -946,7 +946,7 @@ CHOICES = (
     ((8, 64, 56, 56), 64, True), ((1, 64, 56, 56), 64, True), ((4, 64, 224, 224), 64, True),
     ((4, 256, 56, 56), 256, True), ((4, 512, 14, 14), 512, True), ((8, 512, 7, 7), 512, True),
     ((8, 16, 56, 56), 16, True),
-    ((1, 512, 7, 7), 512, True), ((1, 8, 2, 2), 8, False), ((1, 1, 5, 5), 1, False), ((1, 64, 1, 1), 64, False))
+    ((2, 512, 7, 7), 512, True), ((1, 8, 2, 2), 8, False), ((1, 1, 5, 5), 1, False), ((1, 64, 1, 1), 64, False))
 
 
 @every_direction
@@ -1002,3 +1002,97 @@ def test_a_workspace_limit_is_obeyed(rng):
         assert plan.workspace_bytes <= alone
         limited = fastconv.conv2d(x, weight, None, 1, 1, algorithm="winograd")
     np.testing.assert_array_equal(limited, fastconv.conv2d(x, weight, None, 1, 1, algorithm="winograd"))
+
+
+# --- strides: the convolution of the phases -----------------------------------------------------------------------------
+
+#: x, weight, stride, padding, groups: filters of 3 and of 5 rows of phases, rows that no window sees, padding on one side.
+STRIDED = (
+    ((3, 3, 43, 47), (10, 3, 11, 11), 4, ((0, 2), (1, 0)), 1), ((2, 6, 31, 29), (8, 3, 5, 5), 2, (1, 2), 2),
+    ((1, 4, 40, 33), (9, 4, 9, 9), 3, ((0, 2), (3, 1)), 1), ((2, 3, 30, 33), (9, 3, 9, 9), 2, 4, 1),
+    ((2, 5, 7, 7), (6, 5, 5, 5), 2, 0, 1), ((2, 3, 20, 20), (4, 3, 7, 7), 3, (3, 1), 1),
+    ((0, 3, 20, 20), (4, 3, 5, 5), 2, 0, 1))
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+@every_dtype
+@pytest.mark.parametrize("case", STRIDED, ids=str)
+def test_strides(case, dtype, threads, isa, rng, assert_accurate):
+    x_shape, weight_shape, stride, padding, groups = case
+    x, weight, bias = (rng.standard_normal(shape).astype(dtype) for shape in (x_shape, weight_shape, weight_shape[:1]))
+    how = {"stride": stride, "padding": padding, "groups": groups}
+    wide = [array.astype(np.float64) for array in (x, weight, bias)]
+    want, spread = reference.conv2d(*wide, **how), reference.conv2d(wide[0]**2, wide[1]**2, **how)
+    with fastconv.options(num_threads=threads):
+        got = fastconv.conv2d(x, weight, bias, **how, algorithm="winograd")
+        assert_accurate(got, want, spread, algorithm="winograd")
+        got = fastconv.conv2d(x, weight, bias, **how, activation="relu", algorithm="winograd")
+        assert_accurate(got, np.maximum(want, 0), spread, algorithm="winograd")
+        packed = fastconv.pack_weight(weight, x.shape, **how, algorithm="winograd")
+        assert packed.algorithm == "winograd"
+        np.testing.assert_array_equal(fastconv.conv2d(x, packed, bias, **how, activation="relu"), got)
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+@pytest.mark.parametrize("case", STRIDED[:2], ids=str)
+def test_a_few_images_at_a_time_are_the_same_bits(case, threads, isa, rng, monkeypatch):
+    x_shape, weight_shape, stride, padding, groups = case
+    x, weight = (rng.standard_normal(shape) for shape in (x_shape, weight_shape))
+    x[-1, 0, 3, 3] = nan  # the filters are needed again when the first images have been computed again
+    x[0, -1, -2, 5] = inf
+    how = {"stride": stride, "padding": padding, "groups": groups, "algorithm": "winograd"}
+    want = fastconv.conv2d(x, weight, **how)
+    dispatch._select.cache_clear()
+    monkeypatch.setattr(winograd, "PHASE_ELEMENTS", x[:1].size)
+    with fastconv.options(num_threads=threads):
+        got = fastconv.conv2d(x, weight, **how)
+        with memory.watch_scratch() as watch:
+            fastconv.conv2d(x, weight, **how)
+    dispatch._select.cache_clear()
+    np.testing.assert_array_equal(got, want)
+    assert watch.largest >= x[:1].nbytes
+
+
+@every_dtype
+@pytest.mark.parametrize("case", STRIDED[:4], ids=str)
+def test_strides_and_what_is_not_finite(case, dtype, isa, rng):
+    x_shape, weight_shape, stride, padding, groups = case
+    x, weight = (rng.standard_normal(shape).astype(dtype) for shape in (x_shape, weight_shape))
+    how = {"stride": stride, "padding": padding, "groups": groups}
+    for cells in ({(0, 0, 0, 0): nan}, {(-1, -1, 17, 9): inf, (0, 1, -1, -1): -inf}):
+        spoiled = with_cells(x, cells)
+        with np.errstate(invalid="ignore"):
+            want = reference.conv2d(spoiled.astype(np.float64), weight.astype(np.float64), **how)
+        got = fastconv.conv2d(spoiled, weight, **how, algorithm="winograd")
+        np.testing.assert_allclose(got, want, rtol=0, atol=1e-4)
+    weight[1, 0, 2, 3] = inf
+    with np.errstate(invalid="ignore"):
+        want = reference.conv2d(x.astype(np.float64), weight.astype(np.float64), **how)
+    np.testing.assert_allclose(fastconv.conv2d(x, weight, **how, algorithm="winograd"), want, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("padding", [0, 2, ((5, 0), (1, 3))], ids=str)
+@pytest.mark.parametrize(("taps", "stride"), [(3, 2), (5, 3), (2, 3)])
+def test_a_band_with_strides_is_a_convolution_of_its_own(taps, stride, padding, rng):
+    x, weight = (rng.integers(-4, 5, shape).astype(float) for shape in ((2, 2, 13, 9), (3, 2, taps, taps)))
+    geometry, backend = conv2d_geometry(x.shape, weight.shape, stride, padding), CythonBackend()
+    want = reference.conv2d(x, weight, None, stride, padding)
+    for start, stop in itertools.combinations(range(want.shape[2] + 1), 2):
+        band = winograd.band("forward", geometry, 1, start, stop)
+        assert band.rows.start <= start < stop <= band.rows.stop <= want.shape[2]
+        assert min(band.geometry.pads[0]) >= 0
+        got = np.empty((1, want.shape[1], band.rows.stop - band.rows.start, want.shape[3]))
+        budget = Budget(1, backend.direct_bytes("forward", band.geometry, got.dtype, 1))
+        backend.direct_forward(np.ascontiguousarray(x[1:, :, band.seen]), weight, None, False, band.geometry, got, budget)
+        np.testing.assert_array_equal(got[0], want[1, :, band.rows])
+
+
+def test_which_strides():
+    assert fastconv.plan_conv2d((8, 3, 227, 227), (96, 3, 11, 11), 4).algorithm == "winograd"
+    assert fastconv.plan_conv2d((8, 3, 224, 224), (64, 3, 5, 5), 2, 2).algorithm == "direct"  # too few channels
+    for weight, stride, dilation, x in (((4, 3, 7, 7), 2, 1, 40), ((4, 3, 5, 5), (1, 2), 1, 40), ((4, 3, 5, 5), 2, 2, 40),
+                                        ((4, 3, 5, 3), 2, 1, 40), ((4, 3, 11, 11), 4, 1, 4096)):
+        with pytest.raises(NotImplementedError, match=r"winograd.*(taps|too large)"):
+            fastconv.plan_conv2d((1, 3, x, x), weight, stride, 0, dilation, algorithm="winograd")
+    with pytest.raises(NotImplementedError, match=r"backward_data.*stride"):
+        fastconv.plan_conv2d((1, 3, 40, 40), (4, 3, 5, 5), 2, direction="backward_data", algorithm="winograd")
