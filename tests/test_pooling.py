@@ -84,7 +84,7 @@ def test_max_pool_backward(case, dtype, engine, poisoned):
 
 
 #: Windows that the indices of a plane are guessed to come from, and one that nobody would guess.
-GUESSES = ((2, 2, 0), (3, 2, 1), (3, 2, 0), (3, 1, 1), (3, 1, 0), (4, 3, 1))
+GUESSES = ((2, 2, 0), (3, 2, 1), (3, 2, 0), (3, 1, 1), (3, 1, 0), (2, 1, 0), (4, 3, 1))
 
 
 @pytest.mark.parametrize("dtype", FLOATS)
@@ -105,6 +105,28 @@ def test_indices_of_any_origin(window, dtype, engine):
 
 @pytest.mark.parametrize("dtype", FLOATS)
 @pytest.mark.parametrize("window", GUESSES, ids=str)
+@pytest.mark.parametrize("size", [(7, 7), (8, 5), (3, 3), (4, 4), (5, 2), (6, 1)], ids=str)
+def test_many_small_planes(size, window, dtype, engine):
+    """They are looked at together, and one by one where one of them is another."""
+    if min(size) + 2 * window[2] < window[0]:
+        return
+    rng, shape = np.random.default_rng(5), (2, 150, *size)
+    y, indices = fastconv.max_pool2d(rng.permutation(np.prod(shape)).reshape(shape).astype(dtype), *window,
+                                     return_indices=True)
+    dout = rng.integers(-4, 5, y.shape).astype(dtype)
+    np.testing.assert_array_equal(fastconv.max_pool2d_backward(dout, indices, shape),
+                                  reference.max_pool2d_backward(dout, indices, shape))
+    for n, c in ((0, 0), (0, 77), (1, 149)):
+        indices[n, c] = rng.integers(0, np.prod(size), indices.shape[2:])
+        np.testing.assert_array_equal(fastconv.max_pool2d_backward(dout, indices, shape),
+                                      reference.max_pool2d_backward(dout, indices, shape))
+    indices[1, 40, -1, -1] = np.prod(size)
+    with pytest.raises(ValueError, match="indices"):
+        fastconv.max_pool2d_backward(dout, indices, shape)
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
+@pytest.mark.parametrize("window", GUESSES, ids=str)
 def test_one_index_outside_its_plane(window, dtype, engine):
     """Also where the window would have a cell there, if the image went on."""
     x = np.random.default_rng(5).standard_normal((1, 2, 12, 70)).astype(dtype)
@@ -121,7 +143,8 @@ def test_one_index_outside_its_plane(window, dtype, engine):
 @pytest.mark.parametrize(("operation", "shape", "window"), [
     ("max", (2, 15, 463, 517), (2, 1)), ("max", (2, 15, 463, 517), (5, 1)), ("indices", (2, 10, 461, 519), (3, 1, 1)),
     ("max_backward", (2, 14, 467, 521), (2, 2)), ("max_backward", (2, 14, 467, 521), (3, 2, 1)),
-    ("max_backward", (2, 14, 467, 521), (4, 3)), ("avg", (2, 15, 463, 517), (3, 1, 1)),
+    ("max_backward", (2, 14, 467, 521), (4, 3)), ("max_backward", (2, 14, 467, 521), (3, 1, 1)),
+    ("max_backward", (2, 14, 467, 521), (2, 1)), ("avg", (2, 15, 463, 517), (3, 1, 1)),
     ("avg_backward", (2, 15, 463, 517), (3, 2, 1)), ("avg_backward", (2, 15, 463, 517), (4, 3)),
 ], ids=str)
 @pytest.mark.parametrize("threads", [1, 2])

@@ -4,6 +4,7 @@
 #define IVEC FC_NAME(ivec)
 #define UVEC FC_NAME(uvec)
 #define MASK FC_NAME(mask)
+#define UWORDS FC_NAME(uwords)
 
 typedef FC_T VEC __attribute__((vector_size(FC_BYTES)));
 typedef FC_INT IVEC __attribute__((vector_size(FC_BYTES)));
@@ -15,24 +16,32 @@ typedef FC_T UVEC __attribute__((vector_size(FC_BYTES), aligned(sizeof(FC_T)), m
 #define ODDS 1, 3, 5, 7, 9, 11, 13, 15, 17, 19, 21, 23, 25, 27, 29, 31
 #define LOWS 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23
 #define IOTA 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15
+#define NEXT 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16
+#define LAST 15, 16, 17, 18, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 29, 30
 #define HIGHS 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31
 #elif FC_LANES == 8
 #define EVENS 0, 2, 4, 6, 8, 10, 12, 14
 #define ODDS 1, 3, 5, 7, 9, 11, 13, 15
 #define LOWS 0, 8, 1, 9, 2, 10, 3, 11
 #define IOTA 0, 1, 2, 3, 4, 5, 6, 7
+#define NEXT 1, 2, 3, 4, 5, 6, 7, 8
+#define LAST 7, 8, 9, 10, 11, 12, 13, 14
 #define HIGHS 4, 12, 5, 13, 6, 14, 7, 15
 #elif FC_LANES == 4
 #define EVENS 0, 2, 4, 6
 #define ODDS 1, 3, 5, 7
 #define LOWS 0, 4, 1, 5
 #define IOTA 0, 1, 2, 3
+#define NEXT 1, 2, 3, 4
+#define LAST 3, 4, 5, 6
 #define HIGHS 2, 6, 3, 7
 #else
 #define EVENS 0, 2
 #define ODDS 1, 3
 #define LOWS 0, 2
 #define IOTA 0, 1
+#define NEXT 1, 2
+#define LAST 1, 2
 #define HIGHS 1, 3
 #endif
 
@@ -53,6 +62,10 @@ FC_INLINE VEC FC_NAME(odds)(VEC a, VEC b) { return __builtin_shufflevector(a, b,
 /* The other way round: a[0], b[0], a[1], b[1] ..., the first and the second half of them. */
 FC_INLINE VEC FC_NAME(lows)(VEC a, VEC b) { return __builtin_shufflevector(a, b, LOWS); }
 FC_INLINE VEC FC_NAME(highs)(VEC a, VEC b) { return __builtin_shufflevector(a, b, HIGHS); }
+
+/* Of the 2*LANES elements a, b in order: LANES from the second one on, or from a's last one on. */
+FC_INLINE VEC FC_NAME(next)(VEC a, VEC b) { return __builtin_shufflevector(a, b, NEXT); }
+FC_INLINE VEC FC_NAME(last)(VEC a, VEC b) { return __builtin_shufflevector(a, b, LAST); }
 
 /* to[j*pitch_to + i] = from[i][at + j] for i, j < LANES. One round puts row i + LANES/2 between the elements of row i: the
  * numbers of the elements turn by one bit, and after all of their row bits have become column bits the tile is turned. */
@@ -151,6 +164,13 @@ FC_INLINE MASK FC_NAME(between)(IVEC a, IVEC b, IVEC c) /* a <= b < c */
     return FC_COMPARE_INT((WORDS)a, (WORDS)b, _MM_CMPINT_LE) & FC_COMPARE_INT((WORDS)b, (WORDS)c, _MM_CMPINT_LT);
 }
 FC_INLINE MASK FC_NAME(same)(IVEC a, IVEC b) { return FC_COMPARE_INT((WORDS)a, (WORDS)b, _MM_CMPINT_EQ); }
+/* Without signs: the smaller and the larger one. */
+FC_INLINE IVEC FC_NAME(lower)(IVEC a, IVEC b) { return (IVEC)FC_MIN_UINT((WORDS)a, (WORDS)b); }
+FC_INLINE IVEC FC_NAME(higher)(IVEC a, IVEC b) { return (IVEC)FC_MAX_UINT((WORDS)a, (WORDS)b); }
+FC_INLINE MASK FC_NAME(first)(ptrdiff_t count) /* the first `count` lanes, 0 <= count */
+{
+    return (MASK)(count < FC_LANES ? (1u << count) - 1 : (1u << FC_LANES) - 1);
+}
 FC_INLINE VEC FC_NAME(add_where)(MASK which, VEC sum, VEC v) { return FC_MM(mask_add)(sum, which, sum, v); }
 /* One more in the lanes of the mask. */
 FC_INLINE IVEC FC_NAME(tally)(IVEC count, MASK which)
@@ -162,6 +182,7 @@ FC_INLINE IVEC FC_NAME(tally)(IVEC count, MASK which)
 FC_INLINE int FC_NAME(any)(VEC v, FC_T value) { return FC_COMPARE(v, FC_NAME(all)(value), _CMP_EQ_OQ) != 0; }
 #else
 typedef IVEC MASK;
+typedef FC_UINT UWORDS __attribute__((vector_size(FC_BYTES)));
 FC_INLINE VEC FC_NAME(pick)(MASK which, VEC yes, VEC no)
 {
 #if defined(__AVX2__)
@@ -176,6 +197,12 @@ FC_INLINE IVEC FC_NAME(ipick)(MASK which, IVEC yes, IVEC no)
 }
 FC_INLINE MASK FC_NAME(between)(IVEC a, IVEC b, IVEC c) { return (a <= b) & (b < c); }
 FC_INLINE MASK FC_NAME(same)(IVEC a, IVEC b) { return a == b; }
+FC_INLINE IVEC FC_NAME(lower)(IVEC a, IVEC b) { return FC_NAME(ipick)((UWORDS)a < (UWORDS)b, a, b); }
+FC_INLINE IVEC FC_NAME(higher)(IVEC a, IVEC b) { return FC_NAME(ipick)((UWORDS)a < (UWORDS)b, b, a); }
+FC_INLINE MASK FC_NAME(first)(ptrdiff_t count)
+{
+    return FC_NAME(count)() < FC_NAME(iall)((FC_INT)(count < FC_LANES ? count : FC_LANES));
+}
 FC_INLINE VEC FC_NAME(add_where)(MASK which, VEC sum, VEC v) { return sum + (VEC)(which & (IVEC)v); }
 FC_INLINE IVEC FC_NAME(tally)(IVEC count, MASK which) { return count - which; }
 FC_INLINE int FC_NAME(any)(VEC v, FC_T value)
@@ -188,6 +215,17 @@ FC_INLINE int FC_NAME(any)(VEC v, FC_T value)
     return found != 0;
 }
 #endif
+
+/* Are all lanes in [0, limit)? */
+FC_INLINE int FC_NAME(all_below)(IVEC a, FC_INT limit)
+{
+    FC_INT lane[FC_LANES];
+    int below = 1;
+    memcpy(lane, &a, sizeof lane);
+    for (int l = 0; l < FC_LANES; l++)
+        below &= lane[l] >= 0 && lane[l] < limit;
+    return below;
+}
 
 /* The larger one; NaN is larger than anything. Of equal ones `old`: only zeros of different signs show that. */
 FC_INLINE VEC FC_NAME(larger)(VEC old, VEC new)
@@ -249,8 +287,11 @@ FC_INLINE MASK FC_NAME(wins)(VEC old, VEC new)
 #undef IVEC
 #undef UVEC
 #undef MASK
+#undef UWORDS
 #undef EVENS
 #undef ODDS
 #undef LOWS
 #undef HIGHS
 #undef IOTA
+#undef NEXT
+#undef LAST

@@ -247,7 +247,9 @@ FC_INLINE void FC_NAME(load_chosen)(const int64_t *indices, const FC_T *dout, pt
 #if FC_LANES * 8 == FC_BYTES
     *index = (IVEC)FC_NAME(load)((const FC_T *)indices);
 #else
-    const VEC a = FC_NAME(load)((const FC_T *)indices), b = FC_NAME(load)((const FC_T *)(indices + LANES / 2));
+    VEC a = FC_NAME(load)((const FC_T *)indices), b = FC_NAME(load)((const FC_T *)(indices + LANES / 2));
+    FC_HOLD(a);
+    FC_HOLD(b);
 #if __BYTE_ORDER__ == __ORDER_BIG_ENDIAN__
     const IVEC low = (IVEC)FC_NAME(odds)(a, b), high = (IVEC)FC_NAME(evens)(a, b);
 #else
@@ -308,7 +310,7 @@ FC_INLINE void FC_NAME(ask_strip)(const int what, const int k, const int s, cons
     const int wide = k - s; /* windows that a column asks beside the first one */
     const FC_INT step = (FC_INT)w;
     const IVEC lane = FC_NAME(count)();
-    const ptrdiff_t beside = c / s + (s == 1 ? pad - 2 : pad == 0 && k == 3 ? -1 : 0); /* the first window to ask */
+    const ptrdiff_t beside = c / s + (s == 1 ? pad + 1 - k : pad == 0 && k == 3 ? -1 : 0); /* the first window to ask */
     const FC_T *gradient = a->gradient + beside;
     const FC_INT *index = a->index + beside;
     const int64_t *indices = what == FC_POOL_PLACE && k == s ? a->indices + beside : NULL;
@@ -348,6 +350,8 @@ FC_UNROLL
             for (int i = 0; i <= wide; i++) {
                 chosen[i] = what == FC_POOL_PLACE ? FC_NAME(iload)(index + i) : (IVEC){0};
                 cells[i] = FC_NAME(load)(gradient + i);
+                FC_HOLD(chosen[i]);
+                FC_HOLD(cells[i]);
             }
             index += pitch;
         } else {
@@ -507,21 +511,22 @@ FC_INLINE int FC_NAME(ask_plane)(const int what, const int k, const int s, const
     {                                                                                                                 \
         return FC_NAME(ask_plane)(FC_POOL_##WHAT, K, S, P, p, a, dout, indices, readable, out, scratch);              \
     }
-#define ASK_PLANES(K, S, P) ASK_PLANE(PLACE, K, S, P) ASK_PLANE(SUM, K, S, P)
-ASK_PLANES(2, 2, 0)
-ASK_PLANES(3, 2, 1)
-ASK_PLANES(3, 2, 0)
-ASK_PLANES(3, 1, 1)
-ASK_PLANES(3, 1, 0)
+ASK_PLANE(SUM, 3, 1, 1)
+ASK_PLANE(SUM, 3, 1, 0)
+ASK_PLANE(SUM, 2, 1, 0)
+ASK_PLANE(SUM, 2, 2, 0)
+ASK_PLANE(SUM, 3, 2, 1)
+ASK_PLANE(SUM, 3, 2, 0)
+ASK_PLANE(PLACE, 3, 2, 1)
+ASK_PLANE(PLACE, 3, 2, 0)
 
-/* In the order of fc_guesses: maximum, average. */
-#define ASK_TABLE(WHAT)                                                                                               \
-    {                                                                                                                 \
-        FC_NAME(ask_plane_##WHAT##_2_2_0), FC_NAME(ask_plane_##WHAT##_3_2_1), FC_NAME(ask_plane_##WHAT##_3_2_0),      \
-            FC_NAME(ask_plane_##WHAT##_3_1_1), FC_NAME(ask_plane_##WHAT##_3_1_0)                                      \
-    }
-static int (*const FC_NAME(ask_table)[2][FC_GUESSES])(const fc_pooling *, const fc_chosen *, const FC_T *, const int64_t *,
-                                                      ptrdiff_t, fc_sink *, char *) = {ASK_TABLE(PLACE), ASK_TABLE(SUM)};
+typedef int (*FC_NAME(ask_fn))(const fc_pooling *, const fc_chosen *, const FC_T *, const int64_t *, ptrdiff_t, fc_sink *, char *);
+
+/* In the order of fc_guesses. */
+static const FC_NAME(ask_fn) FC_NAME(ask_table)[FC_GUESSES] = {
+    FC_NAME(ask_plane_SUM_3_1_1), FC_NAME(ask_plane_SUM_3_1_0), FC_NAME(ask_plane_SUM_2_1_0),
+    FC_NAME(ask_plane_SUM_2_2_0), FC_NAME(ask_plane_SUM_3_2_1), FC_NAME(ask_plane_SUM_3_2_0),
+};
 
 /* What is around the copies of rows. */
 static void FC_NAME(clear_copies)(const fc_chosen *a, char *scratch)
@@ -540,8 +545,22 @@ static void FC_NAME(avg_gradient_planes)(const fc_pooling *p, const fc_chosen *a
     const ptrdiff_t count = p->oh * p->ow;
     FC_NAME(clear_copies)(a, scratch);
     for (; first < stop; first++)
-        FC_NAME(ask_table)[1][guess](p, a, (const FC_T *)p->x + first * count, NULL, (p->planes - first) * count, out,
+        FC_NAME(ask_table)[guess](p, a, (const FC_T *)p->x + first * count, NULL, (p->planes - first) * count, out,
                                      scratch);
+}
+
+/* `planes` planes by the windows that fc_guess named; returns whether it was right. */
+static int FC_NAME(try_guess)(int guess, const fc_pooling *p, const fc_chosen *a, ptrdiff_t planes, const FC_T *dout,
+                              const int64_t *indices, ptrdiff_t readable, fc_sink *out, char *scratch)
+{
+    const int k = fc_guesses[guess].k;
+    if (fc_guesses[guess].s == 1)
+        return k == 3 ? FC_NAME(shift_planes_3)(p, a, planes, dout, indices, readable, out, scratch)
+                      : FC_NAME(shift_planes_2)(p, a, planes, dout, indices, readable, out, scratch);
+    if (k == 2)
+        return FC_NAME(pair_plane)(p, dout, indices, readable, out);
+    return (fc_guesses[guess].pad ? FC_NAME(ask_plane_PLACE_3_2_1) : FC_NAME(ask_plane_PLACE_3_2_0))(
+        p, a, dout, indices, readable, out, scratch);
 }
 
 /* Planes [first, stop). `out` is a sink for all of them, dx the result's first plane. Returns 0 where an index lies
@@ -553,22 +572,31 @@ static int FC_NAME(max_gradient)(const fc_pooling *p, const fc_chosen *a, const 
     if (a->guesses)
         FC_NAME(clear_copies)(a, scratch);
     char *const buffer = out->to ? out->buffer - (uintptr_t)out->buffer % FC_LINE : NULL;
-    for (; first < stop; first++) {
+    ptrdiff_t alone = first; /* planes before this one are not tried together with others */
+    while (first < stop) {
         const FC_T *const dout = (const FC_T *)p->x + first * count;
         const int64_t *const chosen = indices + first * count;
         const int guess = a->guesses ? fc_guess(a, p, chosen) : -1;
-        char *const at = out->at;
-        if (guess >= 0 &&
-            FC_NAME(ask_table)[0][guess](p, a, dout, chosen, (p->planes - first) * count, out, scratch))
-            continue;
-        if (!out->to)
-            out->at = at;
-        if (!fc_all_inside(chosen, count, cells))
-            return 0;
+        ptrdiff_t planes = 1;
+        if (guess >= 0) {
+            if (fc_guesses[guess].s == 1 && first >= alone)
+                planes = fc_min(a->planes, stop - first);
+            if (FC_NAME(try_guess)(guess, p, a, planes, dout, chosen, (p->planes - first) * count, out, scratch)) {
+                first += planes;
+                continue;
+            }
+            alone = first + planes;
+        }
+        fc_sink_close(out); /* what was written is written again */
         FC_T *const plane = dx + first * cells;
-        fc_sink_close(out);
-        FC_NAME(scatter)(dout, chosen, count, plane, cells);
-        *out = fc_sink_to(plane + cells, (stop - first - 1) * cells * (ptrdiff_t)sizeof(FC_T), buffer, capacity);
+        const ptrdiff_t done = planes == 1;
+        if (done) {
+            if (!fc_all_inside(chosen, count, cells))
+                return 0;
+            FC_NAME(scatter)(dout, chosen, count, plane, cells);
+        }
+        first += done;
+        *out = fc_sink_to(plane + done * cells, (stop - first) * cells * (ptrdiff_t)sizeof(FC_T), buffer, capacity);
     }
     return 1;
 }
@@ -580,7 +608,5 @@ static int FC_NAME(max_gradient)(const fc_pooling *p, const fc_chosen *a, const 
 #undef MASK
 #undef LANES
 #undef ASK_PLANE
-#undef ASK_PLANES
-#undef ASK_TABLE
 
 #endif

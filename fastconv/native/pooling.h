@@ -95,12 +95,13 @@ typedef struct {
 #ifndef FC_NARROW
 #define FC_NARROW 2
 #endif
-enum { FC_GUESSES = 5 };
-static const struct { signed char k, s, pad; } fc_guesses[FC_GUESSES] = {{2, 2, 0}, {3, 2, 1}, {3, 2, 0}, {3, 1, 1}, {3, 1, 0}};
+enum { FC_GUESSES = 6 };
+static const struct { signed char k, s, pad; } fc_guesses[FC_GUESSES] = {{3, 1, 1}, {3, 1, 0}, {2, 1, 0}, {2, 2, 0}, {3, 2, 1}, {3, 2, 0}};
 typedef struct {
     int guesses;                    /* bits, by fc_guesses */
     ptrdiff_t band;                 /* rows of windows at a time, */
     ptrdiff_t copy;                 /* and the elements of a copy of them */
+    ptrdiff_t chunk, planes;        /* stride 1: cells at a time, and planes together */
     ptrdiff_t cells;                /* of the result that they may complete */
     ptrdiff_t bytes;
 } fc_chosen;
@@ -135,6 +136,8 @@ static int fc_guess(const fc_chosen *a, const fc_pooling *p, const int64_t *indi
 #define FC_TEMPLATE "pool_strips.h"
 #include "each_vector.h"
 #define FC_TEMPLATE "pool_any.h"
+#include "each_vector.h"
+#define FC_TEMPLATE "pool_shifts.h"
 #include "each_vector.h"
 #define FC_TEMPLATE "pool_gradients.h"
 #include "each_vector.h"
@@ -207,32 +210,49 @@ static fc_spread fc_plan_spread(const fc_pooling *p, ptrdiff_t itemsize)
     return a;
 }
 
+/* Is `out` what k cells with stride s make of `in`, without or with ceil_mode? */
+static int fc_could_be(ptrdiff_t in, ptrdiff_t out, int k, int s, int pad)
+{
+    const ptrdiff_t rest = in + 2 * pad - k;
+    return rest >= 0 && (out == rest / s + 1 || out == (rest + s - 1) / s + 1);
+}
+
+/* `window`: of an average, which is known. */
 static fc_chosen fc_plan_chosen(const fc_pooling *p, ptrdiff_t itemsize, int window)
 {
+    enum { CHUNK_BYTES = 8192 };
     const ptrdiff_t lanes = FC_VECTOR_BYTES / itemsize, row = 2 * p->w * itemsize;
-    fc_chosen a = {0, FC_BAND_BYTES / row > FC_BAND_ROWS ? FC_BAND_BYTES / row : FC_BAND_ROWS, 0, 0, 0};
+    fc_chosen a = {0};
+    a.band = FC_BAND_BYTES / row > FC_BAND_ROWS ? FC_BAND_BYTES / row : FC_BAND_ROWS;
     a.band = a.band < p->oh ? a.band : p->oh;
     a.copy = fc_round_up(a.band * (p->ow + 2) + 2, lanes) + 2 * lanes;
-    /* sizes of outputs without and with ceil_mode */
-    const ptrdiff_t h[FC_GUESSES][2] = {{p->h / 2, (p->h + 1) / 2}, {(p->h + 1) / 2, p->h / 2 + 1}, {(p->h - 1) / 2, p->h / 2},
-                                        {p->h, p->h}, {p->h - 2, p->h - 2}};
-    const ptrdiff_t w[FC_GUESSES][2] = {{p->w / 2, (p->w + 1) / 2}, {(p->w + 1) / 2, p->w / 2 + 1}, {(p->w - 1) / 2, p->w / 2},
-                                        {p->w, p->w}, {p->w - 2, p->w - 2}};
-    for (int g = 0; g < FC_GUESSES; g++)
-        if ((p->oh == h[g][0] || p->oh == h[g][1]) && (p->ow == w[g][0] || p->ow == w[g][1]))
-            a.guesses |= 1 << g;
-    if (itemsize == 4 && p->h * p->w > INT32_MAX)
-        a.guesses = 0;
-    if (p->ow * FC_NARROW <= lanes) /* too few lanes would be of use */
-        a.guesses = 0;
-    if (FC_VECTOR_BYTES == 16)
-        a.guesses &= 1; /* and the more windows there are to ask, the more lanes it takes */
-    if (window >= 0)
+    a.cells = 2 * (a.band + 1) * p->w;
+    if (window >= 0) {
         a.guesses = 1 << window;
-    if (a.guesses) {
-        a.cells = 2 * (a.band + 1) * p->w;
-        a.bytes = (2 * a.copy + 2 * fc_round_up(p->w, 2 * lanes)) * itemsize;
+    } else if (p->h * p->w < (ptrdiff_t)1 << 30) {
+        for (int g = 0; g < FC_GUESSES; g++) {
+            const int k = fc_guesses[g].k, s = fc_guesses[g].s, pad = fc_guesses[g].pad;
+            if (!fc_could_be(p->h, p->oh, k, s, pad) || !fc_could_be(p->w, p->ow, k, s, pad))
+                continue;
+            if (s == 1 && p->w < k) /* two shifts would be the same */
+                continue;
+            if (s > 1 && (a.chunk || p->ow * FC_NARROW <= lanes)) /* too few lanes would be of use */
+                continue;
+            if (k > 2 - (s == 1) && FC_VECTOR_BYTES == 16) /* the more cells a window has, the more lanes it takes */
+                continue;
+            a.guesses |= 1 << g;
+            if (s == 1) {
+                a.chunk = fc_max(CHUNK_BYTES / itemsize, 8 * p->w);
+                a.planes = fc_max(a.chunk / (p->h * p->w), 1);
+                a.copy = fc_max(a.copy, a.chunk + 3 * p->w + 5 * lanes);
+                a.cells = fc_max(a.cells, a.chunk);
+            }
+        }
     }
+    if (a.guesses)
+        a.bytes = (2 * a.copy + 2 * fc_round_up(p->w, 2 * lanes)) * itemsize;
+    else
+        a.cells = 0;
     return a;
 }
 

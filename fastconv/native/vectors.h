@@ -12,6 +12,18 @@
 #define FC_LIKELY(condition) __builtin_expect(!!(condition), 1)
 #define FC_UNLIKELY(condition) __builtin_expect(!!(condition), 0)
 
+/* Keeps a vector that was loaded in a register: GCC likes to load it again for each use, and a load that crosses a cache
+ * line costs two. */
+#if defined(__AVX512F__)
+#define FC_HOLD(v) __asm__("" : "+v"(v))
+#elif defined(__SSE2__)
+#define FC_HOLD(v) __asm__("" : "+x"(v))
+#elif defined(__aarch64__)
+#define FC_HOLD(v) __asm__("" : "+w"(v))
+#else
+#define FC_HOLD(v) (void)(v)
+#endif
+
 #define FC_TEMPLATE "lanes.h"
 #include "each_vector.h"
 
