@@ -74,8 +74,12 @@ def test_windows_side_by_side(side, dtype, engine):
     for height, width, begin in ((16, 40, 0), (16, 40, 1), (17, 41, 0), (16, 41, 2), (17, 40, 3)):
         x = cells[begin:begin + 2 * 3 * height * width].reshape(2, 3, height, width)
         for image in (x, x[::-1, ::-1, ::-1], x[:, :, 1:, 1:], x[..., :-1]):
-            got = fastconv.im2col(image, side, side, side, pad_value=1)
-            np.testing.assert_array_equal(got, reference.im2col(image, side, side, side))
+            for stride in (side, (side + 1, side), (side - 1, side)):
+                got = fastconv.im2col(image, side, side, stride, pad_value=1)
+                np.testing.assert_array_equal(got, reference.im2col(image, side, side, stride))
+                if dtype in FLOATS:
+                    np.testing.assert_array_equal(fastconv.col2im(got, image.shape, side, side, stride),
+                                                  reference.col2im(got, image.shape, side, side, stride))
 
 
 @pytest.mark.parametrize("window", [(3, 1, 1), (2, 2, 0), (3, 2, 1), (1, 1, 0)], ids=str)
@@ -98,6 +102,31 @@ def test_results_larger_than_caches(layout, window, engine):
     np.testing.assert_array_equal(col, whole.transpose(axes).reshape(col.shape))
     back = fastconv.col2im(col, x.shape, k, k, stride, pad, layout=layout)
     np.testing.assert_array_equal(back, fastconv.col2im(whole, x.shape, k, k, stride, pad, layout="windows"))
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
+@pytest.mark.parametrize(("shape", "window"), [((4, 16, 320, 336), (2, 2, 0)), ((1, 48, 130, 113), (3, 1, 1)),
+                                               ((2, 16, 304, 320), (3, 2, 1)), ((1, 32, 512, 528), (1, 1, 0))], ids=str)
+def test_whole_lines(shape, window, dtype, engine):
+    """Rows of a large result may be stored in whole cache lines, wherever these begin."""
+    if engine.backend == "numpy":
+        pytest.skip("the reference has one way")
+    x = np.random.default_rng(0).integers(-4, 5, shape).astype(dtype)
+    kernel, *rest = window
+    want = reference.im2col(x, kernel, kernel, *rest)
+    image = reference.col2im(want, shape, kernel, kernel, *rest)
+    assert max(want.nbytes, image.nbytes) > 24 * 2**20
+    for begin in (0, 1, 7, 12):  # elements
+        memory = np.zeros(want.size + 16, dtype)
+        col = memory[begin:begin + want.size].reshape(want.shape)
+        np.testing.assert_array_equal(fastconv.im2col(x, kernel, kernel, *rest, out=col), want)
+        assert not memory[:begin].any()
+        assert not memory[begin + want.size:].any()
+        memory[:] = 0
+        back = memory[begin:begin + x.size].reshape(shape)
+        np.testing.assert_array_equal(fastconv.col2im(want, shape, kernel, kernel, *rest, out=back), image)
+        assert not memory[:begin].any()
+        assert not memory[begin + x.size:].any()
 
 
 @pytest.mark.parametrize("dtype", OTHERS)

@@ -58,7 +58,7 @@ static void FC_ELEMENT(to_every)(FC_T *to, ptrdiff_t step, const FC_T *from, ptr
 /* to[j*pitch_to + i] = from[i][at + j] for i < rows, j < columns. Tiles at the ends lie over those before them. `ahead` bytes
  * further on is what will be turned next (0: nothing). */
 static void FC_ELEMENT(transpose)(FC_T *to, ptrdiff_t pitch_to, const FC_T *const *from, ptrdiff_t at, ptrdiff_t rows,
-                                  ptrdiff_t columns, ptrdiff_t ahead)
+                                  ptrdiff_t columns, ptrdiff_t ahead, int past)
 {
 #ifdef FC_TILES
     const ptrdiff_t least = rows < columns ? rows : columns;
@@ -67,4 +67,17 @@ static void FC_ELEMENT(transpose)(FC_T *to, ptrdiff_t pitch_to, const FC_T *cons
     for (ptrdiff_t i = 0; i < rows; i++)
         for (ptrdiff_t j = 0; j < columns; j++)
             to[j * pitch_to + i] = from[i][at + j];
+}
+
+/* to[i][at + j] = from[j*pitch + i] for i < rows, j < columns, past the caches or not. `ahead` as in transpose. */
+static void FC_ELEMENT(transpose_to)(FC_T *const *to, ptrdiff_t at, const FC_T *from, ptrdiff_t pitch, ptrdiff_t rows,
+                                     ptrdiff_t columns, ptrdiff_t ahead, int past)
+{
+#ifdef FC_TILES
+    const ptrdiff_t least = rows < columns ? rows : columns;
+    FC_TILES(FC_TRANSPOSE_TO)
+#endif
+    for (ptrdiff_t i = 0; i < rows; i++)
+        for (ptrdiff_t j = 0; j < columns; j++)
+            to[i][at + j] = from[j * pitch + i];
 }

@@ -81,6 +81,7 @@ def col2im(cnp.ndarray col, geometry, str layout, cnp.ndarray out, scratch, int 
     cdef int i
     if p.n == 0:
         return
+    p.x = source
     fc_plan_lowering(&p, col.descr.itemsize, True, to)
     if p.bytes > FC_STACK_BYTES:
         buffer = scratch(threads * p.bytes)

@@ -67,17 +67,21 @@ FC_INLINE VEC FC_NAME(highs)(VEC a, VEC b) { return __builtin_shufflevector(a, b
 FC_INLINE VEC FC_NAME(next)(VEC a, VEC b) { return __builtin_shufflevector(a, b, NEXT); }
 FC_INLINE VEC FC_NAME(last)(VEC a, VEC b) { return __builtin_shufflevector(a, b, LAST); }
 
-/* to[j*pitch_to + i] = from[i][at + j] for i, j < LANES. One round puts row i + LANES/2 between the elements of row i: the
- * numbers of the elements turn by one bit, and after all of their row bits have become column bits the tile is turned. */
-FC_INLINE void FC_NAME(transpose_tile)(FC_T *to, ptrdiff_t pitch_to, const FC_T *const *from, ptrdiff_t at, ptrdiff_t ahead)
+/* Past the caches; `to` is at a multiple of the vector's size. */
+FC_INLINE void FC_NAME(stream)(FC_T *to, VEC v)
 {
-    VEC row[FC_LANES], next[FC_LANES];
-FC_UNROLL
-    for (int i = 0; i < FC_LANES; i++) {
-        row[i] = FC_NAME(load)(from[i] + at);
-        if (ahead)
-            __builtin_prefetch((const char *)(from[i] + at) + ahead);
-    }
+#if defined(__SSE2__)
+    FC_MM(stream)(to, v);
+#else
+    FC_NAME(store)(to, v);
+#endif
+}
+
+/* Turn LANES rows. One round puts row i + LANES/2 between the elements of row i: the numbers of the elements turn by one
+ * bit, and after all of their row bits have become column bits the tile is turned. */
+FC_INLINE void FC_NAME(turn)(VEC *row)
+{
+    VEC next[FC_LANES];
 FC_UNROLL
     for (int half = 1; half < FC_LANES; half *= 2) {
 FC_UNROLL
@@ -89,9 +93,47 @@ FC_UNROLL
         for (int i = 0; i < FC_LANES; i++)
             row[i] = next[i];
     }
+}
+
+/* to[j*pitch_to + i] = from[i][at + j] for i, j < LANES, with `past` past the caches. `ahead` bytes further on is what will be
+ * turned next (0: nothing). */
+FC_INLINE void FC_NAME(transpose_tile)(FC_T *to, ptrdiff_t pitch_to, const FC_T *const *from, ptrdiff_t at, ptrdiff_t ahead,
+                                       const int past)
+{
+    VEC row[FC_LANES];
+FC_UNROLL
+    for (int i = 0; i < FC_LANES; i++) {
+        row[i] = FC_NAME(load)(from[i] + at);
+        if (ahead)
+            __builtin_prefetch((const char *)(from[i] + at) + ahead);
+    }
+    FC_NAME(turn)(row);
 FC_UNROLL
     for (int i = 0; i < FC_LANES; i++)
-        FC_NAME(store)(to + i * pitch_to, row[i]);
+        if (past)
+            FC_NAME(stream)(to + i * pitch_to, row[i]);
+        else
+            FC_NAME(store)(to + i * pitch_to, row[i]);
+}
+
+/* to[i][at + j] = from[j*pitch + i] for i, j < LANES. */
+FC_INLINE void FC_NAME(transpose_tile_to)(FC_T *const *to, ptrdiff_t at, const FC_T *from, ptrdiff_t pitch, ptrdiff_t ahead,
+                                          const int past)
+{
+    VEC row[FC_LANES];
+FC_UNROLL
+    for (int i = 0; i < FC_LANES; i++) {
+        row[i] = FC_NAME(load)(from + i * pitch);
+        if (ahead)
+            __builtin_prefetch((const char *)(from + i * pitch) + ahead);
+    }
+    FC_NAME(turn)(row);
+FC_UNROLL
+    for (int i = 0; i < FC_LANES; i++)
+        if (past)
+            FC_NAME(stream)(to[i] + at, row[i]);
+        else
+            FC_NAME(store)(to[i] + at, row[i]);
 }
 
 /* The first `count` lanes, 0 < count <= LANES. The others are 0; memory behind them is not touched. */

@@ -78,61 +78,88 @@ static void FC_ELEMENT(im2col_columns)(const fc_lowering *l, FC_T pad, ptrdiff_t
 }
 
 /* Rows of the image as taps look at them: rows of padded columns u = column + left, those of each residue modulo the
- * stride by themselves, so that what a tap sees of a row is without gaps. */
-static void FC_ELEMENT(pad_row)(const fc_lowering *l, FC_T *to, const FC_T *row, FC_T pad)
+ * stride by themselves, so that what a tap sees of a row is without gaps. `there` elements may be read from row[0] on, and up
+ * to FC_VECTOR_BYTES be written behind the padded row. */
+static void FC_ELEMENT(pad_row)(const fc_lowering *l, FC_T *to, const FC_T *row, ptrdiff_t there, FC_T pad)
 {
+    const ptrdiff_t size = (ptrdiff_t)sizeof(FC_T);
     for (ptrdiff_t e = 0; e < l->residues; e++, to += l->line) {
         const ptrdiff_t first = l->left > e ? (l->left - e + l->sw - 1) / l->sw : 0, start = first * l->sw + e - l->left;
         const ptrdiff_t count = row && start < l->w ? (l->w - start + l->sw - 1) / l->sw : 0;
         FC_ELEMENT(fill)(to, pad, first);
-        if (count)
+        if (count && l->sw == 1)
+            fc_copy((char *)(to + first), (const char *)(row + start), count * size, count * size + FC_VECTOR_BYTES,
+                    (there - start) * size);
+        else if (count)
             FC_ELEMENT(every)(to + first, row + start, l->sw, count);
         FC_ELEMENT(fill)(to + first + count, pad, l->line - first - count);
     }
 }
 
-/* Rows of output of all images, [first, stop). */
+/* Rows of output of all images, [first, stop). What all taps of some channels see in some of the rows is turned at a time. */
 static void FC_ELEMENT(im2col_rows)(const fc_lowering *l, FC_T pad, FC_T *out, ptrdiff_t first, ptrdiff_t stop,
                                     char *scratch)
 {
     const ptrdiff_t size = (ptrdiff_t)sizeof(FC_T), taps = l->kh * l->kw, width = l->c * taps;
-    const ptrdiff_t padded = l->residues * l->line;
+    const ptrdiff_t padded = l->residues * l->line, below = (l->kh - 1) * l->dh;
     const FC_T **const from = (const FC_T **)scratch; /* what each tap sees */
     ptrdiff_t *const offset = (ptrdiff_t *)(from + l->channels * taps); /* of taps j in a padded row */
     FC_T *const rows = (FC_T *)(offset + l->kw);
-    char *const staged = (char *)(rows + l->channels * l->kh * padded + FC_LINE / size);
+    char *const staged = (char *)rows + l->laid + 2 * FC_LINE;
     /* where nothing is padded and nothing skipped, the image will do as it is */
     const int direct = l->sw == 1 && l->left == 0 && l->ow + (l->kw - 1) * l->dw <= l->w;
     for (ptrdiff_t j = 0; j < l->kw; j++)
-        offset[j] = direct ? j * l->dw : j * l->dw % l->sw * l->line + j * l->dw / l->sw;
-    for (; first < stop; first++) {
-        const ptrdiff_t n = first / l->oh, y = first % l->oh;
+        offset[j] = j * l->dw % l->sw * l->line + j * l->dw / l->sw;
+    for (ptrdiff_t count; first < stop; first += count) {
+        const ptrdiff_t n = first / l->oh, y = first % l->oh, top = y * l->sh - l->top;
+        count = fc_min(fc_min((l->height - 1 - below) / l->sh + 1, l->oh - y), stop - first);
+        const ptrdiff_t bottom = top + (count - 1) * l->sh + below;
         for (ptrdiff_t c0 = 0; c0 < l->c; c0 += l->channels) {
-            const ptrdiff_t channels = l->c - c0 < l->channels ? l->c - c0 : l->channels, count = channels * taps;
-            const FC_T **at = from;
-            FC_T *row = rows;
-            for (ptrdiff_t c = c0; c < c0 + channels; c++)
-                for (ptrdiff_t i = 0; i < l->kh; i++, row += padded) {
-                    const ptrdiff_t r = y * l->sh - l->top + i * l->dh;
-                    const FC_T *image = (const FC_T *)l->x + n * l->step_n + c * l->step_c + r * l->step_h;
-                    if (!direct || r < 0 || r >= l->h) {
-                        FC_ELEMENT(pad_row)(l, row, r < 0 || r >= l->h ? NULL : image, pad);
-                        image = row;
+            const ptrdiff_t channels = fc_min(l->c - c0, l->channels), cells = channels * taps;
+            const ptrdiff_t origin = n * l->step_n + c0 * l->step_c + top * l->step_h;
+            const FC_T *see = (const FC_T *)l->x + origin, **at = from;
+            ptrdiff_t step_c = l->step_c, step_h = l->step_h, ahead = 0;
+            if (direct && top >= 0 && bottom < l->h) {
+                ahead = l->ahead;
+            } else {
+                step_c = l->height * padded;
+                step_h = padded;
+                FC_T *row = rows;
+                for (ptrdiff_t c = 0; c < channels; c++, row += step_c)
+                    for (ptrdiff_t r = top; r <= bottom; r++) {
+                        const ptrdiff_t place = origin + c * l->step_c + (r - top) * l->step_h;
+                        FC_ELEMENT(pad_row)(l, row + (r - top) * padded,
+                                            r < 0 || r >= l->h ? NULL : (const FC_T *)l->x + place, l->stop - place, pad);
                     }
-                    for (ptrdiff_t j = 0; j < l->kw; j++)
-                        *at++ = image + offset[j];
-                }
-            FC_T *const to = out + first * l->ow * width + c0 * taps;
-            if (!l->bypass) {
-                FC_ELEMENT(transpose)(to, width, from, 0, count, l->ow, 0);
-                continue;
+                see = rows;
             }
-            const ptrdiff_t pitch = count + FC_LINE / size;
-            for (ptrdiff_t p = 0; p < l->ow; p += FC_STAGED) {
-                const ptrdiff_t places = l->ow - p < FC_STAGED ? l->ow - p : FC_STAGED;
-                FC_ELEMENT(transpose)((FC_T *)staged, pitch, from, p, count, places, 0);
-                for (ptrdiff_t k = 0; k < places; k++)
-                    fc_stream((char *)(to + (p + k) * width), staged + k * pitch * size, count * size);
+            for (ptrdiff_t c = 0; c < channels; c++)
+                for (ptrdiff_t i = 0; i < l->kh; i++)
+                    for (ptrdiff_t j = 0; j < l->kw; j++)
+                        *at++ = see + c * step_c + i * l->dh * step_h + offset[j];
+            for (ptrdiff_t i = 0; i < count; i++) {
+                FC_T *const to = out + (first + i) * l->ow * width + c0 * taps;
+                const ptrdiff_t seen = i * l->sh * step_h;
+                if (!l->bypass) {
+                    FC_ELEMENT(transpose)(to, width, from, seen, cells, l->ow, ahead, 0);
+                } else if (width * size % FC_LINE == 0) { /* rows begin at the same place in a line: whole ones at once */
+                    const ptrdiff_t head = fc_min((ptrdiff_t)(-(uintptr_t)to % FC_LINE) / size, cells);
+                    const ptrdiff_t lines = (cells - head) * size / FC_LINE * FC_LINE / size, rest = head + lines;
+                    FC_ELEMENT(transpose)(to, width, from, seen, head, l->ow, ahead, 0);
+                    FC_ELEMENT(transpose)(to + head, width, from + head, seen, lines, l->ow, ahead, 1);
+                    FC_ELEMENT(transpose)(to + rest, width, from + rest, seen, cells - rest, l->ow, ahead, 0);
+                } else {
+                    const ptrdiff_t pitch = cells == width ? width : cells + FC_LINE / size;
+                    for (ptrdiff_t p = 0; p < l->ow; p += FC_STAGED) {
+                        const ptrdiff_t places = fc_min(l->ow - p, FC_STAGED);
+                        FC_ELEMENT(transpose)((FC_T *)staged, pitch, from, seen + p, cells, places, ahead, 0);
+                        if (cells == width)
+                            fc_stream((char *)(to + p * width), staged, places * width * size);
+                        else
+                            for (ptrdiff_t k = 0; k < places; k++)
+                                fc_stream((char *)(to + (p + k) * width), staged + k * pitch * size, cells * size);
+                    }
+                }
             }
         }
     }
@@ -161,9 +188,10 @@ static void FC_ELEMENT(im2col_cs231n)(const fc_lowering *l, FC_T pad, FC_T *out,
                     for (ptrdiff_t n = 0; n < images; n++) {
                         const FC_T *row = (const FC_T *)l->x + (n0 + n) * l->step_n + c * l->step_c + r * l->step_h;
                         from[n] = rows + n * padded;
-                        FC_ELEMENT(pad_row)(l, rows + n * padded, r < 0 || r >= l->h ? NULL : row, pad);
+                        FC_ELEMENT(pad_row)(l, rows + n * padded, r < 0 || r >= l->h ? NULL : row,
+                                            l->stop - (row - (const FC_T *)l->x), pad);
                     }
-                    FC_ELEMENT(transpose)(turned, images, from, 0, images, padded, 0);
+                    FC_ELEMENT(transpose)(turned, images, from, 0, images, padded, 0, 0);
                     ready = 1;
                 }
                 for (ptrdiff_t j = 0; j < l->kw; j++) {
@@ -178,6 +206,45 @@ static void FC_ELEMENT(im2col_cs231n)(const fc_lowering *l, FC_T pad, FC_T *out,
                         memcpy(to, cells, (size_t)(l->ow * images * size));
                 }
             }
+        }
+    }
+    if (l->bypass)
+        fc_stream_end();
+}
+
+/* The image from "rows" whose windows lie side by side (fc_join_columns): each of its cells is in one window or in none. Rows
+ * of windows of all images, [first, stop). */
+static void FC_ELEMENT(image_of_rows)(const fc_lowering *l, const FC_T *col, FC_T *out, ptrdiff_t first, ptrdiff_t stop,
+                                      char *scratch)
+{
+    const ptrdiff_t size = (ptrdiff_t)sizeof(FC_T), width = l->c * l->kh;
+    FC_T **const to = (FC_T **)scratch;
+    for (; first < stop; first++) {
+        const ptrdiff_t n = first / l->oh, y = first % l->oh, bottom = y + 1 < l->oh ? (y + 1) * l->sh : l->h;
+        for (ptrdiff_t c0 = 0; c0 < l->c; c0 += l->channels) {
+            const ptrdiff_t channels = fc_min(l->c - c0, l->channels);
+            FC_T *const image = out + ((n * l->c + c0) * l->h + y * l->sh) * l->w, **at = to;
+            const FC_T *const from = col + first * l->ow * width + c0 * l->kh;
+            for (ptrdiff_t c = 0; c < channels; c++)
+                for (ptrdiff_t i = 0; i < l->kh; i++)
+                    *at++ = image + (c * l->h + i) * l->w;
+            ptrdiff_t head = 0, lines = 0;
+            if (l->bypass && l->w * size % FC_LINE == 0) { /* rows begin at the same place in a line: whole ones at once */
+                head = fc_min((ptrdiff_t)(-(uintptr_t)image % FC_LINE) / size, l->ow);
+                lines = (l->ow - head) * size / FC_LINE * FC_LINE / size;
+            }
+            const ptrdiff_t rest = head + lines, rows = channels * l->kh;
+            FC_ELEMENT(transpose_to)(to, 0, from, width, rows, head, l->ahead, 0);
+            FC_ELEMENT(transpose_to)(to, head, from + head * width, width, rows, lines, l->ahead, 1);
+            FC_ELEMENT(transpose_to)(to, rest, from + rest * width, width, rows, l->ow - rest, l->ahead, 0);
+            for (ptrdiff_t c = 0; c < channels; c++) /* what is in no window */
+                for (ptrdiff_t r = 0; r < bottom - y * l->sh; r++) {
+                    FC_T *const row = image + (c * l->h + r) * l->w;
+                    if (r >= l->kh)
+                        memset(row, 0, (size_t)(l->w * size));
+                    else if (l->ow < l->w)
+                        memset(row + l->ow, 0, (size_t)((l->w - l->ow) * size));
+                }
         }
     }
     if (l->bypass)

@@ -176,8 +176,12 @@ static void FC_NAME(col2im_rows)(const fc_lowering *l, const FC_T *col, FC_T *ou
             for (; turned * l->sh <= r + l->top && turned < l->oh; turned++) {
                 for (ptrdiff_t q = 0; q < l->ow; q++)
                     from[q] = col + ((n * l->oh + turned) * l->ow + q) * width + c0 * taps;
-                FC_ELEMENT(transpose)(slots + turned % l->slots * slot + margin, l->line, from, 0, l->ow, channels * taps,
-                                      ahead);
+                FC_T *const place = slots + turned % l->slots * slot + margin;
+                for (ptrdiff_t q = 0; q < l->ow; q += LANES) { /* some windows at a time, in the order of memory */
+                    const ptrdiff_t start = fc_max(fc_min(q, l->ow - LANES), 0);
+                    FC_ELEMENT(transpose)(place + start, l->line, from + start, 0, fc_min(l->ow, LANES), channels * taps, ahead,
+                                          0);
+                }
             }
             for (ptrdiff_t c = 0; c < channels; c++) {
                 ptrdiff_t rows = 0;
@@ -223,10 +227,10 @@ static void FC_NAME(col2im_cs231n)(const fc_lowering *l, const FC_T *col, FC_T *
             for (ptrdiff_t u = 0; u < padded; u++)
                 from[u] = turned + u * images;
             if (l->sw == 1) {
-                FC_ELEMENT(transpose)(image, step, from + l->left, 0, l->w, images, 0);
+                FC_ELEMENT(transpose)(image, step, from + l->left, 0, l->w, images, 0, 0);
                 continue;
             }
-            FC_ELEMENT(transpose)(rows, padded, from, 0, padded, images, 0);
+            FC_ELEMENT(transpose)(rows, padded, from, 0, padded, images, 0, 0);
             for (ptrdiff_t e = 0; e < l->sw; e++) {
                 const ptrdiff_t t = l->left > e ? (l->left - e + l->sw - 1) / l->sw : 0, start = t * l->sw + e - l->left;
                 const ptrdiff_t count = start < l->w ? (l->w - start + l->sw - 1) / l->sw : 0;

@@ -28,13 +28,15 @@ enum {
 typedef struct {
     ptrdiff_t n, c, h, w, kh, kw, sh, sw, dh, dw, top, left, oh, ow;
     int layout;
-    const void *x;                       /* the image; contiguous along its width only */
+    const void *x;                       /* the image; contiguous along its width only. col2im: the matrix */
     ptrdiff_t step_n, step_c, step_h;    /* in elements */
     ptrdiff_t start, stop;               /* elements that may be read, from x on */
     /* --- the plan --- */
     ptrdiff_t itemsize, pad_bytes;       /* of what is moved at a time, and of an element of the caller's */
     int bypass;                          /* the result goes past the caches */
+    int apart;                           /* col2im: no two windows share a cell (fc_join_columns) */
     ptrdiff_t channels, images;          /* that are turned at a time: "rows", "cs231n" */
+    ptrdiff_t height, laid;              /* rows of the image that are seen then, and bytes of what is laid out: "rows" */
     ptrdiff_t residues, line;            /* of padded rows modulo the stride: those that taps look at, and their length */
     ptrdiff_t slots;                     /* rows of windows that col2im keeps ("rows") */
     ptrdiff_t step_taps, step_rows;      /* of fc_window_rows */
@@ -101,13 +103,18 @@ typedef fc_pair fc_element_128;
 
 /* Where windows lie side by side, each of their rows is one run of the image and of a "rows" matrix: an element of kw times
  * the size, if there are such elements and all lie where they may. */
-static ptrdiff_t fc_join_columns(fc_lowering *l, ptrdiff_t itemsize, const void *out)
+static ptrdiff_t fc_join_columns(fc_lowering *l, ptrdiff_t itemsize, int back, const void *out)
 {
     const ptrdiff_t unit = l->kw, size = itemsize * unit;
-    if (l->layout != FC_ROWS || unit == 1 || l->sw != unit || l->dw != 1 || l->left || l->ow * unit > l->w || l->top ||
+    if (l->layout != FC_ROWS || l->sw != unit || (l->dw != 1 && unit > 1) || l->left || l->ow * unit > l->w || l->top ||
         (l->oh - 1) * l->sh + (l->kh - 1) * l->dh >= l->h || size > 16 || (size & (size - 1)) ||
         l->step_n % unit || l->step_c % unit || l->step_h % unit || ((uintptr_t)l->x | (uintptr_t)out) % size)
         return itemsize;
+    if (back) {
+        if (l->kh > l->sh || (l->dh != 1 && l->kh > 1) || l->w % unit)
+            return itemsize;
+        l->apart = 1;
+    }
     l->w /= unit;
     l->kw = l->sw = 1;
     l->step_n /= unit;
@@ -118,13 +125,25 @@ static ptrdiff_t fc_join_columns(fc_lowering *l, ptrdiff_t itemsize, const void 
     return size;
 }
 
+/* How many of c channels fit `bytes`: whole units of them, even if one takes somewhat more; but at least one channel. */
+static ptrdiff_t fc_block(ptrdiff_t bytes, ptrdiff_t channel, ptrdiff_t unit, ptrdiff_t c)
+{
+    ptrdiff_t channels = bytes / channel;
+    unit = fc_min(unit, c);
+    if (channels >= unit)
+        channels -= channels % unit;
+    else if (unit * channel <= 4 * bytes)
+        channels = unit;
+    return fc_min(fc_max(channels, 1), c);
+}
+
 /* Fill in the plan of im2col into `out`, or with `back` of col2im. */
 static void fc_plan_lowering(fc_lowering *l, ptrdiff_t itemsize, int back, const void *out)
 {
     l->pad_bytes = itemsize;
-    if (!back)
-        itemsize = fc_join_columns(l, itemsize, out);
-    enum { TURNED_BYTES = 24576, NEAR_BYTES = 1 << 18 };
+    l->apart = 0;
+    itemsize = fc_join_columns(l, itemsize, back, out);
+    enum { TURNED_BYTES = 49152, NEAR_BYTES = 1 << 18 };
     const ptrdiff_t taps = l->kh * l->kw, places = l->oh * l->ow, lanes = fc_max(FC_VECTOR_BYTES / itemsize, 1);
     const ptrdiff_t columns = l->n * l->c * taps * places, image = l->n * l->c * l->h * l->w;
     const ptrdiff_t reach = fc_max(l->left + l->w, (l->ow - 1) * l->sw + (l->kw - 1) * l->dw + 1);
@@ -146,23 +165,48 @@ static void fc_plan_lowering(fc_lowering *l, ptrdiff_t itemsize, int back, const
             l->sink = fc_sink_bytes(fc_max((back ? l->w : l->ow) * itemsize, FC_SINK_BYTES));
         l->bytes = back ? tables : 2 * (l->kh + l->kw) * 8;
     } else if (l->layout == FC_ROWS) {
-        ptrdiff_t channel = l->kh * l->residues * l->line * itemsize + taps * 8;
-        if (back) {
+        const ptrdiff_t table = taps * 8;
+        ptrdiff_t unit = 1; /* channels that are whole lines of the matrix */
+        while (unit * taps * itemsize % FC_LINE)
+            unit *= 2;
+        l->pieces = l->n * l->oh;
+        if (l->apart) {
+            l->channels = fc_block(TURNED_BYTES / 2, table, 1, l->c);
+            l->bytes = l->channels * table;
+            l->ahead = l->traffic < FC_PREFETCH_BYTES ? 0 : lanes * l->c * taps * itemsize;
+        } else if (back) {
             /* odd, so that the rows of a tile do not share cache sets; and the last vector of a row looks at the next row */
             l->line = (l->ow + l->left / l->sw + ((l->kw - 1) * l->dw + l->sw - 1) / l->sw + 2 * lanes) | 1;
             l->slots = l->dh * (l->kh - 1) / l->sh + 1;
-            channel = l->slots * taps * l->line * itemsize;
+            const ptrdiff_t channel = l->slots * taps * l->line * itemsize;
+            l->channels = fc_block(2 * TURNED_BYTES, channel, unit, l->c);
+            l->pieces = l->n * ((l->c + l->channels - 1) / l->channels);
+            l->bytes = l->channels * channel + l->line * itemsize + l->ow * 8 + tables;
             l->ahead = 0;
+        } else {
+            ptrdiff_t row = l->residues * l->line * itemsize;
+            l->height = (l->kh - 1) * l->dh + 1; /* and more rows, if they fit */
+            if (l->sw == 1 && !l->left && !l->top && (l->ow - 1) + (l->kw - 1) * l->dw < l->w &&
+                (l->oh - 1) * l->sh + l->height <= l->h) { /* none are laid out: the image will do as it is */
+                l->channels = fc_block(TURNED_BYTES / 2, l->kh * l->w * itemsize + table, unit, l->c);
+                if (l->channels == l->c)
+                    l->height += (l->oh - 1) * l->sh;
+                row = 0;
+            } else {
+                const ptrdiff_t spare = TURNED_BYTES / fc_min(unit, l->c) - table - l->height * row;
+                l->height += fc_min(fc_max(spare, 0) / (row * l->sh), l->oh - 1) * l->sh;
+                l->channels = fc_block(TURNED_BYTES, l->height * row + table, unit, l->c);
+            }
+            l->ahead = l->traffic < FC_PREFETCH_BYTES ? 0 : l->sh * l->step_h * itemsize;
+            l->laid = l->channels * l->height * row;
+            l->bytes = l->channels * table + l->kw * 8 + l->laid + 2 * FC_LINE;
+            if (l->bypass && l->c * taps * itemsize % FC_LINE)
+                l->bytes += FC_STAGED * (l->channels * taps * itemsize + FC_LINE);
         }
-        l->channels = fc_min(fc_max((back ? 4 : 1) * TURNED_BYTES / channel, 1), l->c);
-        l->pieces = l->n * (back ? (l->c + l->channels - 1) / l->channels : l->oh);
-        l->bytes = l->channels * channel + (back ? l->line * itemsize + l->ow * 8 + tables : l->kw * 8 + FC_LINE);
-        if (!back && l->bypass)
-            l->bytes += FC_STAGED * (l->channels * taps * itemsize + FC_LINE);
     } else {
         const ptrdiff_t padded = l->residues * l->line;
-        l->images = fc_min(l->n, fc_max(TURNED_BYTES / (padded * itemsize) / 16 * 16, 16));
-        l->bytes = (2 * padded * itemsize + 8) * l->images + padded * 8;
+        l->images = fc_min(l->n, fc_max(TURNED_BYTES / 2 / (padded * itemsize) / 16 * 16, 16));
+        l->bytes = (2 * padded * itemsize + 8) * l->images + padded * 8 + FC_LINE;
         l->pieces = l->c * (back ? l->h : (l->oh - 1) * l->sh + (l->kh - 1) * l->dh + 1);
     }
     l->sink = fc_round_up(l->sink, FC_LINE);
@@ -220,7 +264,14 @@ static void fc_col2im_pieces(const fc_lowering *l, const void *col, void *out, p
     fc_sink to = fc_sink_to((char *)out + first * l->piece * l->itemsize, (stop - first) * l->piece * l->itemsize,
                             l->sink ? scratch : NULL, l->sink);
     scratch += l->sink;
-    if (l->itemsize == 4) {
+    if (l->apart) {
+        if (l->itemsize == 4)
+            fc_image_of_rows_32(l, col, out, first, stop, scratch);
+        else if (l->itemsize == 8)
+            fc_image_of_rows_64(l, col, out, first, stop, scratch);
+        else
+            fc_image_of_rows_128(l, col, out, first, stop, scratch);
+    } else if (l->itemsize == 4) {
         FC_RUN(FC_WIDE_F32, float)
     } else {
         FC_RUN(FC_WIDE_F64, double)

@@ -47,7 +47,25 @@
             const ptrdiff_t c = j + side <= columns ? j : columns - side;                                             \
             for (ptrdiff_t i = 0; i < rows; i += side) {                                                              \
                 const ptrdiff_t r = i + side <= rows ? i : rows - side;                                               \
-                fc_transpose_tile_##name(to + c * pitch_to + r, pitch_to, from + r, at + c, ahead);                   \
+                if (past)                                                                                             \
+                    fc_transpose_tile_##name(to + c * pitch_to + r, pitch_to, from + r, at + c, ahead, 1);            \
+                else                                                                                                  \
+                    fc_transpose_tile_##name(to + c * pitch_to + r, pitch_to, from + r, at + c, ahead, 0);            \
+            }                                                                                                         \
+        }                                                                                                             \
+        return;                                                                                                       \
+    }
+#define FC_TRANSPOSE_TO(name)                                                                                         \
+    if (least >= fc_lanes_##name) {                                                                                   \
+        const ptrdiff_t side = fc_lanes_##name;                                                                       \
+        for (ptrdiff_t j = 0; j < columns; j += side) {                                                               \
+            const ptrdiff_t c = j + side <= columns ? j : columns - side;                                             \
+            for (ptrdiff_t i = 0; i < rows; i += side) {                                                              \
+                const ptrdiff_t r = i + side <= rows ? i : rows - side;                                               \
+                if (past)                                                                                             \
+                    fc_transpose_tile_to_##name(to + r, at + c, from + c * pitch + r, pitch, ahead, 1);               \
+                else                                                                                                  \
+                    fc_transpose_tile_to_##name(to + r, at + c, from + c * pitch + r, pitch, ahead, 0);               \
             }                                                                                                         \
         }                                                                                                             \
         return;                                                                                                       \
