@@ -65,6 +65,10 @@ cdef extern from "simd.h" nogil:
                            const ptrdiff_t*, ptrdiff_t, double*, ptrdiff_t, const double*, int)
     void fc_store_runs_f32(float*, ptrdiff_t, const float*, ptrdiff_t, ptrdiff_t)
     void fc_store_runs_f64(double*, ptrdiff_t, const double*, ptrdiff_t, ptrdiff_t)
+    void fc_expect_f32(const float*, ptrdiff_t, ptrdiff_t, ptrdiff_t)
+    void fc_expect_f64(const double*, ptrdiff_t, ptrdiff_t, ptrdiff_t)
+    void fc_weave_f32(float*, ptrdiff_t, ptrdiff_t, ptrdiff_t, const float*, ptrdiff_t)
+    void fc_weave_f64(double*, ptrdiff_t, ptrdiff_t, ptrdiff_t, const double*, ptrdiff_t)
     int fc_all_finite_f32(const float*, ptrdiff_t)
     int fc_all_finite_f64(const double*, ptrdiff_t)
 
@@ -83,6 +87,7 @@ cdef enum:
     AHEAD_BYTES = 16384   # how far ahead a depthwise convolution at stride 2 prefetches its planes
     REDUCTION = 256       # terms that are added up in a register before they go to the output tile
     TURNED_AT_ONCE = 16   # channels whose weights are turned together
+    COPY_WORK = 256       # products with each cell of a band that are worth another copy of it
     FEW_ROWS = 2          # up to so many output planes of a group are computed row by row, not in tiles of channels
     CHUNK_PIXELS = 2048   # backward weight: pixels of one chunk, whose sum stays in registers
     BLOCK_ROWS = 126      # backward weight: the most output channels of one item,
@@ -237,6 +242,7 @@ cdef struct Correlation:
     Py_ssize_t out_h, out_w
     Py_ssize_t base_j                # j of the flat copy's first column
     Py_ssize_t classes
+    Py_ssize_t across                # classes that share a row: so many follow each other, one for each column modulo the stride
     TapClass* taps
     Py_ssize_t* tap_list             # kh*KW + kw of the taps of each class in turn
     ptrdiff_t* offset
@@ -271,56 +277,72 @@ cdef void correlate_tile(const real* a, Py_ssize_t lda, const real* b, const ptr
 
 
 cdef void plane_band(const Correlation* job, const TapClass* taps, Py_ssize_t q0, Py_ssize_t q1, const real* flat,
-                     const real* a, const real* bias, bint relu, real* out, real* spare) noexcept nogil:
-    """Rows [q0, q1) of one output plane for one class of taps, a few rows at a time (depthwise, single filters).
+                     const real* weights, Py_ssize_t m, const real* bias, bint relu, real* out, real* spare) noexcept nogil:
+    """Rows [q0, q1) of output plane m for the classes of taps that share these rows, a few rows at a time (depthwise, single
+    filters).
 
-    Rows that are narrower than a vector, or whose pixels lie apart in the output, go by way of `spare`.
+    Rows that are narrower than a vector, or made of several classes, go by way of `spare`.
     """
     cdef const Flat* f = &job.flat
     cdef Py_ssize_t lanes = FC_VECTOR_BYTES // sizeof(real)
-    cdef Py_ssize_t width = taps.last_w - taps.first_w
     cdef Py_ssize_t first = most(q0, taps.first_h), last = least(q1, taps.last_h)
-    cdef bint apart = taps.step_w > 1 or width < lanes
-    cdef Py_ssize_t wide = most(width, lanes)
-    cdef Py_ssize_t q, rows, i, chunk, start, stop
+    cdef Py_ssize_t width = taps.last_w - taps.first_w  # the first class has the most columns
     # chunks of whole grids of taps; a very large filter is one long sum, which has to be cut somewhere
     cdef int grid = job.grid if job.filter_h * job.filter_w <= 2 * REDUCTION else 0
     cdef Py_ssize_t each = job.filter_h * job.filter_w if grid != 0 else 1
-    cdef Py_ssize_t chunks = least(most((taps.terms + REDUCTION // 2) // REDUCTION, 1), most(taps.terms // each, 1))
-    cdef const real* b
+    cdef Py_ssize_t pitch = ceil_div(width, lanes) * lanes, step = FC_PLANE_ROWS * pitch
+    cdef bint apart = job.across > 1 or width < lanes
+    cdef Py_ssize_t q, rows, i, b, t, chunk, chunks, start, stop, ldc = taps.step_h * job.out_w
+    cdef const TapClass* part
+    cdef const real* source
+    cdef const real* a
     cdef real* to
-    cdef Py_ssize_t ldc
     cdef int flags
-    # steps over whole vectors are repeated at the end of a row, which an accumulating pass must not do
-    apart = apart or chunks > 1
+    # Steps over whole vectors are repeated at the end of a row, which an accumulating pass must not do: it has whole vectors.
+    # The flat copy has the slack.
+    apart = apart or sum_chunks(taps, each) > 1
     q = first
     while q < last:
         rows = least(last - q, FC_PLANE_ROWS)
-        b = flat + (q - q0) * f.length + taps.first_w - job.base_j
-        to = out + (q * taps.step_h + taps.start_h) * job.out_w + taps.first_w * taps.step_w + taps.start_w
-        ldc = taps.step_h * job.out_w
-        if apart:
-            # whole vectors, so that nothing is repeated; the flat copy has the slack
-            wide = ceil_div(width, lanes) * lanes
-        start = 0
-        for chunk in range(chunks):
-            stop = taps.terms // each * (chunk + 1) // chunks * each
-            flags = FC_ACCUMULATE if chunk > 0 else 0
-            if relu and chunk == chunks - 1:
-                flags |= FC_RELU
-            if real is float:
-                fc_plane_rows_f32(rows, wide, job.filter_h, job.filter_w, grid, a + start, b, f.length, job.offset + taps.table + start, stop - start,
-                                  spare if apart else to, wide if apart else ldc,
-                                  bias if chunk == chunks - 1 else NULL, flags)
-            else:
-                fc_plane_rows_f64(rows, wide, job.filter_h, job.filter_w, grid, a + start, b, f.length, job.offset + taps.table + start, stop - start,
-                                  spare if apart else to, wide if apart else ldc,
-                                  bias if chunk == chunks - 1 else NULL, flags)
-            start = stop
+        to = out + (q * taps.step_h + taps.start_h) * job.out_w
+        if real is float:  # of the next plane, which is the next item
+            fc_expect_f32(to + job.out_h * job.out_w, rows, ldc, job.out_w)
+        else:
+            fc_expect_f64(to + job.out_h * job.out_w, rows, ldc, job.out_w)
+        for b in range(job.across):
+            part = taps + b
+            a = weights + part.weights + m * part.terms
+            source = flat + (q - q0) * f.length + part.first_w - job.base_j
+            chunks = sum_chunks(part, each)
+            start = 0
+            for chunk in range(chunks):
+                stop = part.terms // each * (chunk + 1) // chunks * each
+                flags = FC_ACCUMULATE if chunk > 0 else 0
+                if relu and chunk == chunks - 1:
+                    flags |= FC_RELU
+                if real is float:
+                    fc_plane_rows_f32(rows, pitch if apart else width, job.filter_h, job.filter_w, grid, a + start, source,
+                                      f.length, job.offset + part.table + start, stop - start,
+                                      spare + b * step if apart else to, pitch if apart else ldc,
+                                      bias if chunk == chunks - 1 else NULL, flags)
+                else:
+                    fc_plane_rows_f64(rows, pitch if apart else width, job.filter_h, job.filter_w, grid, a + start, source,
+                                      f.length, job.offset + part.table + start, stop - start,
+                                      spare + b * step if apart else to, pitch if apart else ldc,
+                                      bias if chunk == chunks - 1 else NULL, flags)
+                start = stop
         if apart:
             for i in range(rows):
-                store_run(to + i * ldc, taps.step_w, spare + i * wide, width)
+                if real is float:
+                    fc_weave_f32(to + i * ldc, job.out_w, job.out_w, job.across, spare + i * pitch, step)
+                else:
+                    fc_weave_f64(to + i * ldc, job.out_w, job.out_w, job.across, spare + i * pitch, step)
         q += rows
+
+
+cdef inline Py_ssize_t sum_chunks(const TapClass* taps, Py_ssize_t each) noexcept nogil:
+    """Pieces of a plane's sum, of about REDUCTION terms in grids of `each`."""
+    return least(most((taps.terms + REDUCTION // 2) // REDUCTION, 1), most(taps.terms // each, 1))
 
 
 cdef inline bint rows_fit_tiles(Py_ssize_t width, Py_ssize_t length, Py_ssize_t lanes) noexcept nogil:
@@ -365,9 +387,10 @@ cdef void correlate_item(const Correlation* job, Py_ssize_t item, const real* so
         if most(q0, taps.first_h) >= least(q1, taps.last_h):
             continue
         if job.rows <= FEW_ROWS:
-            for m in range(job.rows * m_first // all_tiles, job.rows * m_last // all_tiles):
-                plane_band(job, taps, q0, q1, flat, weights + taps.weights + m * taps.terms,
-                           bias + m if bias != NULL else NULL, relu, out + m * plane, tile)
+            if t % job.across == 0:
+                for m in range(job.rows * m_first // all_tiles, job.rows * m_last // all_tiles):
+                    plane_band(job, taps, q0, q1, flat, weights, m, bias + m if bias != NULL else NULL, relu,
+                               out + m * plane, tile)
             continue
         p = (most(q0, taps.first_h) - q0) * f.length + taps.first_w - job.base_j
         end = (least(q1, taps.last_h) - 1 - q0) * f.length + taps.last_w - job.base_j
@@ -438,13 +461,18 @@ cdef void finish_correlation(Correlation* job, Py_ssize_t itemsize, Py_ssize_t t
     job.bands = ceil_div(f.last - f.first, f.band)
     items = most(job.batch * job.groups * job.bands, 1)
     # An output is computed the same way in whatever block it lies, so the number of threads may be looked at here.
-    job.blocks = 1 if items >= 4 * threads or threads == 1 else least(tiles, ceil_div(4 * threads, items))
+    job.blocks = 1
+    if items < 4 * threads and threads > 1:
+        # several for each thread, so that all are done together, if a block's products outweigh its copy of the band
+        job.blocks = least(ceil_div(4 * threads, items), most(ceil_div(threads, items),
+                                                              job.rows * job.filter_h * job.filter_w // COPY_WORK))
+        job.blocks = least(tiles, job.blocks)
     # A tile at the end of the last plane reads up to one tile beyond it.
     job.flat_bytes = aligned((job.sources * f.slots_h * f.slots_w * f.plane) * itemsize
                              + FC_TILE_VECTORS * FC_VECTOR_BYTES)
     job.thread_bytes = job.flat_bytes + aligned(FC_TILE_ROWS * FC_TILE_VECTORS * FC_VECTOR_BYTES)
     if job.rows <= FEW_ROWS:
-        job.thread_bytes += aligned(FC_PLANE_ROWS * (f.length * itemsize + FC_VECTOR_BYTES))
+        job.thread_bytes += aligned(job.across * FC_PLANE_ROWS * (f.length * itemsize + FC_VECTOR_BYTES))
 
 
 cdef void by_planes(Correlation* job, const Window* v, Py_ssize_t itemsize, bint turned) noexcept nogil:
@@ -488,7 +516,7 @@ cdef void plan_forward(Correlation* job, const Window* v, Py_ssize_t itemsize, P
     job.out_h, job.out_w = v.oh, v.ow
     job.filter_h, job.filter_w = v.kh, v.kw
     job.grid = 1 if v.sh == 1 and v.dh == 1 else 0
-    job.classes = 1
+    job.classes = job.across = 1
     job.group_weights = job.rows * job.sources * v.kh * v.kw
     finish_correlation(job, itemsize, threads)
     by_planes(job, v, itemsize, False)
@@ -539,7 +567,8 @@ cdef void plan_backward(Correlation* job, const Window* v, Py_ssize_t itemsize, 
     job.out_h, job.out_w = v.h, v.w
     job.filter_h, job.filter_w = v.kh, v.kw
     job.grid = -1 if v.sh == 1 and v.sw == 1 and v.dh == 1 else 0  # otherwise a class has some of the taps only
-    job.classes = axis_classes(v.h, v.sh) * axis_classes(v.w, v.sw)
+    job.across = axis_classes(v.w, v.sw)
+    job.classes = axis_classes(v.h, v.sh) * job.across
     job.group_weights = cg * kg * v.kh * v.kw
     finish_correlation(job, itemsize, threads)
     by_planes(job, v, itemsize, True)

@@ -548,6 +548,46 @@ static void FC_NAME(store_runs)(FC_T *to, ptrdiff_t next, const FC_T *tile, ptrd
     }
 }
 
+/* One row whose cells come in `step` classes: to[u*step + b] = from[b*pitch + u], for x = u*step + b in [0, count). Whole
+ * vectors are stored, so that up to `room` elements from `to` on may be written, and whole ones are read. */
+static void FC_NAME(weave)(FC_T *to, ptrdiff_t count, ptrdiff_t room, ptrdiff_t step, const FC_T *from, ptrdiff_t pitch)
+{
+    ptrdiff_t u = 0;
+    if (step == 1) {
+        memcpy(to, from, (size_t)count * sizeof(FC_T));
+        return;
+    }
+    if (step == 2) {
+        const ptrdiff_t pairs = count / 2;
+        while (u < pairs) {
+            if (2 * (u + LANES) > room) { /* step back, so that the vectors end where the row does */
+                if (pairs < LANES)
+                    break;
+                u = pairs - LANES;
+            }
+            VEC low, high;
+            FC_NAME(zip)(*(const UVEC *)(from + u), *(const UVEC *)(from + pitch + u), &low, &high);
+            *(UVEC *)(to + 2 * u) = low;
+            *(UVEC *)(to + 2 * u + LANES) = high;
+            u += LANES;
+        }
+    }
+    for (ptrdiff_t b = 0; b < step; b++)
+        for (ptrdiff_t v = u; v * step + b < count; v++) {
+            FC_FEW;
+            to[v * step + b] = from[b * pitch + v];
+        }
+}
+
+/* Asks for the memory of `rows` rows of `count` elements, `next` apart, that will soon be written: a processor that waits for
+ * each line that it has not read before writes at half of its speed. */
+static void FC_NAME(expect)(const FC_T *to, ptrdiff_t rows, ptrdiff_t next, ptrdiff_t count)
+{
+    for (ptrdiff_t i = 0; i < rows; i++, to += next)
+        for (ptrdiff_t k = 0; k < count; k += 64 / (ptrdiff_t)sizeof(FC_T))
+            __builtin_prefetch(to + k, 1);
+}
+
 /* 1 where none of the n values is infinite or NaN: an integer test, so that it vectorises. */
 static inline int FC_NAME(all_finite)(const FC_T *values, ptrdiff_t n)
 {
