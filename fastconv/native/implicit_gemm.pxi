@@ -303,7 +303,7 @@ cdef enum:
     WEIGHT_CHUNKS = 16       # chunks that are added up before they go to dw
     WEIGHT_BYTES = 393216    # of the image's block
     WEIGHT_SUMS = 4194304    # bytes of the sums of one item
-    WEIGHT_ROWS = 510        # the most output channels of one item,
+    WEIGHT_ROWS = 1020       # the most output channels of one item,
     WEIGHT_CHANNELS = 256    # and the most input channels
 
 # One axis of the image's copy: output position o sees, through tap k, the copy's place o*step + k*dilation, which is the
@@ -608,6 +608,12 @@ cdef int gemm_weight_of(cnp.ndarray dout, cnp.ndarray x, object geometry, cnp.nd
 # direct convolution of dout: not one multiplication by zero, whatever the padding (a 5x5 filter on 12x12 pixels multiplies
 # 8x8 of them), and any stride in the same way; but KH*KW loads and additions for each element.
 #
+# The weights are the left-hand matrix, turned once. Where there are fewer pixels than filters, so that turning the weights
+# would be most of the work (the last blocks of a network, one image at a time), they stay as they lie, dout is turned, and so
+# are the columns, a panel of them at a time:
+#
+#     (P, K/g) @ (K/g, C/g*KH*KW) -> (P, C/g*KH*KW)
+#
 # dx is the sum over the cells of dout that exist: there is no padding that an infinite weight could meet.
 #
 # Threads take (group, band or images, block of input channels). A band computes the rows of the column matrix that it shares
@@ -637,9 +643,10 @@ cdef struct DataJob:
     Py_ssize_t parts                 # blocks of input channels
     Py_ssize_t width                 # of the panel and of the column matrix
     Py_ssize_t chunk                 # channels whose columns are made at a time
-    Py_ssize_t lda                   # of the turned weights
+    bint few                         # few pixels: dout and the columns are turned, not the weights
+    Py_ssize_t lda                   # of what is turned
     Py_ssize_t shared_bytes, turned_bytes
-    Py_ssize_t panel_bytes, column_bytes, spare_bytes, thread_bytes
+    Py_ssize_t panel_bytes, column_bytes, spare_bytes, left_bytes, product_bytes, thread_bytes
 
 
 cdef void plan_data(DataJob* job, const Window* v, Py_ssize_t itemsize, Py_ssize_t threads) noexcept nogil:
@@ -665,12 +672,15 @@ cdef void plan_data(DataJob* job, const Window* v, Py_ssize_t itemsize, Py_ssize
     items = v.groups * job.blocks
     job.parts = 1 if threads == 1 or items >= 2 * threads else least(job.cg, ceil_div(2 * threads, most(items, 1)))
     job.lda = whole(job.kg, lanes)
-    job.turned_bytes = aligned(v.groups * job.cg * job.taps * job.lda * itemsize)
+    job.few = job.blocks == 1 and 2 * v.n * job.pixels <= job.kg
+    job.turned_bytes = 0 if job.few else aligned(v.groups * job.cg * job.taps * job.lda * itemsize)
     job.shared_bytes = job.turned_bytes + aligned(2 * job.kg * sizeof(ptrdiff_t))
-    job.panel_bytes = aligned((job.kg * job.width + lanes) * itemsize)
+    job.left_bytes = aligned((job.images * job.pixels * job.lda + lanes) * itemsize) if job.few else 0
+    job.product_bytes = aligned((job.images * job.pixels * FC_TILE_VECTORS + 1) * FC_VECTOR_BYTES) if job.few else 0
+    job.panel_bytes = aligned((job.kg * (FC_TILE_VECTORS * lanes if job.few else job.width) + lanes) * itemsize)
     job.column_bytes = aligned((job.chunk * job.taps * job.width + 2 * lanes) * itemsize)
     job.spare_bytes = aligned((v.w + v.sw * (lanes + 1)) * itemsize)
-    job.thread_bytes = (job.panel_bytes + job.column_bytes + job.spare_bytes
+    job.thread_bytes = (job.panel_bytes + job.column_bytes + job.spare_bytes + job.left_bytes + job.product_bytes
                         + aligned(v.kw * sizeof(fc_tap) + (v.sw + 1 + v.kh) * sizeof(ptrdiff_t)))
 
 
@@ -683,8 +693,48 @@ cdef void turn_filters(const DataJob* job, const real* weights, Py_ssize_t item,
                   stop - first, 1, stop - first, end)
 
 
-cdef void data_item(const DataJob* job, Py_ssize_t item, const real* dout, const real* turned, const ptrdiff_t* offset,
-                    real* dx, char* scratch) noexcept nogil:
+cdef void columns_of_filters(const DataJob* job, const real* turned, const real* panel, const ptrdiff_t* offset,
+                             Py_ssize_t count, Py_ssize_t vectors_all, real* col) noexcept nogil:
+    """(count, K/g) @ (K/g, P) -> (count, P): rows of the column matrix from dout's panel and as many turned filters."""
+    cdef Py_ssize_t lanes = FC_VECTOR_BYTES // sizeof(real)
+    cdef Py_ssize_t tiles = ceil_div(count, FC_TILE_ROWS), all_tiles = ceil_div(vectors_all, FC_TILE_VECTORS)
+    cdef Py_ssize_t g, i, m, first, rows, vectors
+    for g in range(all_tiles):
+        i = vectors_all * g // all_tiles
+        vectors = vectors_all * (g + 1) // all_tiles - i
+        for m in range(tiles):
+            first = count * m // tiles
+            rows = count * (m + 1) // tiles - first
+            correlate_tile(turned + first * job.lda, job.lda, panel + i * lanes, offset, job.kg, rows, vectors,
+                           col + first * job.width + i * lanes, job.width, <const real*> NULL, 0)
+
+
+cdef void columns_of_pixels(const DataJob* job, const real* weights, const real* left, const ptrdiff_t* offset,
+                            Py_ssize_t count, Py_ssize_t pixels, real* panel, real* product, real* col) noexcept nogil:
+    """(P, K/g) @ (K/g, count) -> (P, count): the same from dout turned, and turned back panel by panel."""
+    cdef Py_ssize_t lanes = FC_VECTOR_BYTES // sizeof(real), width = FC_TILE_VECTORS * lanes
+    cdef Py_ssize_t tiles = ceil_div(pixels, FC_TILE_ROWS), panels = ceil_div(count, width)
+    cdef Py_ssize_t g, i, m, first, rows, columns, terms = job.cg * job.taps
+    for g in range(panels):
+        i = count * g // panels
+        columns = count * (g + 1) // panels - i
+        if real is float:
+            fc_copy_runs_f32(panel, width, weights + i, terms, job.kg, columns)
+        else:
+            fc_copy_runs_f64(panel, width, weights + i, terms, job.kg, columns)
+        for m in range(tiles):
+            first = pixels * m // tiles
+            rows = pixels * (m + 1) // tiles - first
+            correlate_tile(left + first * job.lda, job.lda, panel, offset, job.kg, rows, ceil_div(columns, lanes),
+                           product + first * width, width, <const real*> NULL, 0)
+        # rows of the product are as far apart as those of the panel
+        channels_last(col + i * job.width, job.width, product, offset, pixels, columns, 1, 0,
+                      product + pixels * width + lanes)
+
+
+cdef void data_item(const DataJob* job, Py_ssize_t item, const real* dout, const real* weights, const ptrdiff_t* offset,
+                    const ptrdiff_t* plane, const real* end, real* dx, char* scratch) noexcept nogil:
+    """dx of one (group, band or images, block of input channels). `weights` are turned, but for few pixels."""
     cdef const Window* v = &job.v
     cdef Py_ssize_t lanes = FC_VECTOR_BYTES // sizeof(real)
     cdef Py_ssize_t part = item % job.parts, block = item // job.parts % job.blocks
@@ -698,12 +748,13 @@ cdef void data_item(const DataJob* job, Py_ssize_t item, const real* dout, const
     cdef real* panel = <real*> scratch
     cdef real* col = <real*> (scratch + job.panel_bytes) + lanes  # whole vectors are read on both sides
     cdef real* spare = <real*> (scratch + job.panel_bytes + job.column_bytes)
-    cdef fc_tap* tap = <fc_tap*> (scratch + job.panel_bytes + job.column_bytes + job.spare_bytes)
+    cdef real* left = <real*> (scratch + job.panel_bytes + job.column_bytes + job.spare_bytes)
+    cdef real* product = <real*> (<char*> left + job.left_bytes)
+    cdef fc_tap* tap = <fc_tap*> (<char*> product + job.product_bytes)
     cdef ptrdiff_t* start = <ptrdiff_t*> (tap + v.kw)
     cdef ptrdiff_t* row = start + v.sw + 1
-    cdef Py_ssize_t tiles, all_tiles = ceil_div(vectors_all, FC_TILE_VECTORS)
-    cdef Py_ssize_t g, m, first, rows, vectors, y, b, i, j, t, n
-    cdef const real* a
+    cdef Py_ssize_t y, b, i, j, t, n
+    cdef const real* source
     cdef real* to
     # the taps of a row by the columns that they met: those of one parity class after the other
     n = 0
@@ -715,24 +766,21 @@ cdef void data_item(const DataJob* job, Py_ssize_t item, const real* dout, const
                 n += 1
     start[v.sw] = n
     for image in range(images):
-        if real is float:
-            fc_copy_runs_f32(panel + image * each, job.width, dout + ((image0 + image) * v.groups + group) * job.kg * job.pixels
-                             + q0 * v.ow, job.pixels, job.kg, each)
+        source = dout + ((image0 + image) * v.groups + group) * job.kg * job.pixels + q0 * v.ow
+        if job.few:
+            channels_last(left + image * each * job.lda, job.lda, source, plane, job.kg, each, 1, 0, end)
+        elif real is float:
+            fc_copy_runs_f32(panel + image * each, job.width, source, job.pixels, job.kg, each)
         else:
-            fc_copy_runs_f64(panel + image * each, job.width, dout + ((image0 + image) * v.groups + group) * job.kg * job.pixels
-                             + q0 * v.ow, job.pixels, job.kg, each)
+            fc_copy_runs_f64(panel + image * each, job.width, source, job.pixels, job.kg, each)
     while c0 < c_stop:
         c1 = least(c0 + job.chunk, c_stop)
-        tiles = ceil_div((c1 - c0) * job.taps, FC_TILE_ROWS)
-        a = turned + (group * job.cg + c0) * job.taps * job.lda
-        for g in range(all_tiles):
-            i = vectors_all * g // all_tiles
-            vectors = vectors_all * (g + 1) // all_tiles - i
-            for m in range(tiles):
-                first = (c1 - c0) * job.taps * m // tiles
-                rows = (c1 - c0) * job.taps * (m + 1) // tiles - first
-                correlate_tile(a + first * job.lda, job.lda, panel + i * lanes, offset, job.kg, rows, vectors,
-                               col + first * job.width + i * lanes, job.width, <const real*> NULL, 0)
+        if job.few:
+            columns_of_pixels(job, weights + (group * job.kg * job.cg + c0) * job.taps, left, offset, (c1 - c0) * job.taps,
+                              images * each, panel, product, col)
+        else:
+            columns_of_filters(job, weights + (group * job.cg + c0) * job.taps * job.lda, panel, offset,
+                               (c1 - c0) * job.taps, vectors_all, col)
         for image in range(images):
             for y in range(r0, r1):
                 n = 0  # rows of dout that met this one
@@ -744,9 +792,11 @@ cdef void data_item(const DataJob* job, Py_ssize_t item, const real* dout, const
                 to = dx + ((((image0 + image) * v.groups + group) * job.cg + c0) * v.h + y) * v.w
                 for c in range(c1 - c0):
                     if real is float:
+                        fc_expect_f32(to + c * v.h * v.w + v.w, 1, 0, v.w)
                         fc_gather_row_f32(to + c * v.h * v.w, v.w, (r1 - y) * v.w, v.sw, col + c * job.taps * job.width, row, n,
                                           tap, start, v.ow, spare)
                     else:
+                        fc_expect_f64(to + c * v.h * v.w + v.w, 1, 0, v.w)
                         fc_gather_row_f64(to + c * v.h * v.w, v.w, (r1 - y) * v.w, v.sw, col + c * job.taps * job.width, row, n,
                                           tap, start, v.ow, spare)
         c0 = c1
@@ -779,23 +829,27 @@ cdef int gemm_data_of(cnp.ndarray dout, cnp.ndarray weight, object geometry, cnp
         offset = <ptrdiff_t*> (work + job.turned_bytes)
         row = offset + job.kg
         for i in range(job.kg):
-            offset[i] = i * job.width
-            row[i] = i * job.cg * job.taps
-        items = ceil_div(job.cg * job.taps, 96)
-        if threads == 1:
-            for item in range(v.groups * items):
-                turn_filters(&job, w, item, items, row, end, turned)
+            offset[i] = i * (FC_TILE_VECTORS * FC_VECTOR_BYTES // sizeof(real) if job.few else job.width)
+            row[i] = i * (job.pixels if job.few else job.cg * job.taps)
+        if job.few:
+            end = source + v.n * v.k * job.pixels
         else:
-            for item in prange(v.groups * items, num_threads=threads, schedule="static"):
-                turn_filters(&job, w, item, items, row, end, turned)
+            items = ceil_div(job.cg * job.taps, 96)
+            if threads == 1:
+                for item in range(v.groups * items):
+                    turn_filters(&job, w, item, items, row, end, turned)
+            else:
+                for item in prange(v.groups * items, num_threads=threads, schedule="static"):
+                    turn_filters(&job, w, item, items, row, end, turned)
+            w = turned
         work += job.shared_bytes
         items = v.groups * job.blocks * job.parts
         if items == 1 or threads == 1:
             for item in range(items):
-                data_item(&job, item, source, turned, offset, to, work)
+                data_item(&job, item, source, w, offset, row, end, to, work)
         else:
             for item in prange(items, num_threads=threads, schedule="dynamic"):
-                data_item(&job, item, source, turned, offset, to, work + threadid() * job.thread_bytes)
+                data_item(&job, item, source, w, offset, row, end, to, work + threadid() * job.thread_bytes)
     return 0
 
 
