@@ -110,7 +110,7 @@ def extensions() -> list[Extension]:
     table = " ".join(f'FC_ISA("{isa.name}", {isa.predicate})' for isa in built if isa.features)
     folder = "fastconv/native"
     headers = [f"{folder}/{path.name}" for path in sorted((Path(__file__).parent / folder).glob("*.h"))]
-    names = ("common", "im2col", "direct", "implicit_gemm", "winograd", "bias", "pooling", "machine")
+    names = ("common", "im2col", "direct", "implicit_gemm", "winograd", "bias", "relu", "pooling", "machine")
     parts = [f"{folder}/{name}.pxi" for name in names]
     common = {"extra_link_args": links, "include_dirs": [folder, numpy.get_include()], "depends": headers + parts}
     modules = [Extension("fastconv.native._cpu", [f"{folder}/_cpu.pyx"], extra_compile_args=list(flags),

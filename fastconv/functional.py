@@ -20,6 +20,7 @@ from numpy.typing import ArrayLike
 
 from . import dispatch, memory
 from . import padding as padding_modes
+from .backends import KERNEL_DTYPES, cleared
 from .geometry import (
     Conv2dGeometry,
     Pool2dGeometry,
@@ -584,6 +585,20 @@ def conv2d_backward(dout: ArrayLike, x: ArrayLike, weight: ArrayLike, stride: An
     if "db" in wanted:
         db = _backward_bias(prepared, dtype)
     return dx, dw, db
+
+
+def relu_backward(dout: ArrayLike, y: ArrayLike) -> Array:
+    """The gradient of a ReLU: `dout`, zero where `y`, the ReLU's input or its output, is at most zero (NaN is not)."""
+    gradient, seen = np.asarray(dout), np.asarray(y)
+    if gradient.shape != seen.shape:
+        raise ValueError(f"dout must have the shape of the output, {seen.shape}, got {gradient.shape}")
+    dtype = gradient.dtype
+    if dtype not in KERNEL_DTYPES or seen.dtype != dtype:
+        return cleared(gradient, seen <= 0)
+    result = memory.empty("the result", gradient.shape, dtype)
+    dispatch.backend().relu_gradient(_prepared("dout", gradient, dtype), _prepared("y", seen, dtype), result,
+                                     dispatch.threads(result.size))
+    return result
 
 
 def _checked_need(need: Any) -> set[str]:

@@ -33,6 +33,18 @@ static double FC_NAME(sum_run)(const FC_T *from, ptrdiff_t n)
     return total;
 }
 
+/* The gradient of ReLU: to[i] is from[i], or zero where y[i], the input or the output, is at most zero. NaN is not. */
+static void FC_NAME(relu_gradient)(FC_T *to, const FC_T *from, const FC_T *y, ptrdiff_t n)
+{
+    ptrdiff_t i = 0;
+    for (; i + LANES <= n; i += LANES) {
+        const IVEC blocked = *(const UVEC *)(y + i) <= (VEC){0};
+        *(UVEC *)(to + i) = (VEC)((IVEC) * (const UVEC *)(from + i) & ~blocked);
+    }
+    for (; i < n; i++)
+        to[i] = y[i] <= 0 ? 0 : from[i];
+}
+
 /* Turns planes into channels side by side: to[i*pitch + c] = from[offset[c] + i*step], for `count` pixels i and `channels` c.
  *
  * LANES pixels of LANES channels at a time, turned in registers. Whole vectors are stored, so up to LANES - 1 elements
@@ -155,6 +167,10 @@ static void FC_NAME(gather_row)(FC_T *to, ptrdiff_t count, ptrdiff_t room, ptrdi
                                 ptrdiff_t length, FC_T *spare)
 {
     const ptrdiff_t pitch = ((count + step - 1) / step + LANES - 1) / LANES * LANES;
+    if (rows == 0) {
+        memset(to, 0, (size_t)count * sizeof(FC_T));
+        return;
+    }
     for (ptrdiff_t b = 0; b < step; b++)
         for (ptrdiff_t u = 0; u < (count - b + step - 1) / step; u += LANES) {
             VEC sum = {0};
@@ -179,16 +195,7 @@ static void FC_NAME(gather_row)(FC_T *to, ptrdiff_t count, ptrdiff_t room, ptrdi
         }
         return;
     }
-    ptrdiff_t u = 0;
-    if (step == 2)
-        for (; u < pitch && 2 * (u + LANES) <= room; u += LANES) {
-            VEC low, high;
-            FC_NAME(zip)(*(const UVEC *)(spare + u), *(const UVEC *)(spare + pitch + u), &low, &high);
-            *(UVEC *)(to + 2 * u) = low;
-            *(UVEC *)(to + 2 * u + LANES) = high;
-        }
-    for (ptrdiff_t x = u * step; x < count; x++)
-        to[x] = spare[x % step * pitch + x / step];
+    FC_NAME(weave)(to, count, room, step, spare, pitch);
 }
 
 #undef VEC

@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from ..backends import cleared
 from ..functional import (
     avg_pool2d,
     avg_pool2d_backward,
@@ -31,6 +32,7 @@ from ..functional import (
     conv2d_backward_weight,
     max_pool2d,
     max_pool2d_backward,
+    relu_backward,
 )
 from ..geometry import (
     LARGEST_PARAMETER,
@@ -202,9 +204,16 @@ class Conv2d(Layer):
 
     def forward(self, x: npt.ArrayLike) -> Array:
         """Return the convolution of `x` (N, C, H, W) with the weight, plus the bias: (N, K, OH, OW)."""
+        return self._forward(x, None)
+
+    def forward_relu(self, x: npt.ArrayLike) -> Array:
+        """Return ``max(forward(x), 0)``, in one pass. `backward` takes no notice of it: see :meth:`Relu.rectified`."""
+        return self._forward(x, "relu")
+
+    def _forward(self, x: npt.ArrayLike, activation: str | None) -> Array:
         x = np.asarray(x)
         out = conv2d(x, self.params["weight"], self.params.get("bias"), self.stride, self.padding, self.dilation,
-                     self.groups, padding_mode=self.padding_mode)
+                     self.groups, activation=activation, padding_mode=self.padding_mode)
         self._x = x if self.training else None
         return out
 
@@ -301,36 +310,25 @@ class AvgPool2d(Layer):
                 f"dilation={self.dilation}")
 
 
-def _cleared(values: Array, where: Array) -> Array:
-    """Return a copy of `values` that is zero `where` that is True.
-
-    By their bits: a choice for each cell mispredicts every other one (np.where takes 20 times as long), and a
-    multiplication by zero would make NaN of infinity.
-    """
-    if values.dtype.itemsize not in (2, 4, 8):  # longdouble and complex128
-        return np.where(where, values.dtype.type(0), values)
-    unsigned = np.dtype(f"u{values.dtype.itemsize}")
-    bits = np.multiply(~where, np.iinfo(unsigned).max, dtype=unsigned)
-    bits &= values.view(unsigned)
-    return bits.view(values.dtype)
-
-
 class Relu(Layer):
     """``max(x, 0)``, which keeps NaN. The gradient passes where `x` is not at most 0."""
 
     def __init__(self) -> None:
         super().__init__()
-        self._blocked: Array | None = None
+        self._y: Array | None = None
 
     def forward(self, x: npt.ArrayLike) -> Array:
         """Return ``max(x, 0)``."""
-        x = np.asarray(x)
-        self._blocked = x <= 0 if self.training else None
-        return np.maximum(x, 0)
+        return self.rectified(np.maximum(np.asarray(x), 0))
+
+    def rectified(self, y: Array) -> Array:
+        """The rest of a `forward` whose ``max(x, 0)`` is done: the layer before made `y` in one go."""
+        self._y = y if self.training else None
+        return y
 
     def backward(self, dout: npt.ArrayLike) -> Array:
         """Return `dout`, zero where `x` was at most 0."""
-        return _cleared(np.asarray(dout), self._kept(self._blocked))
+        return relu_backward(dout, self._kept(self._y))
 
 
 class Sigmoid(Layer):
@@ -554,7 +552,7 @@ class Dropout(Layer):
 
     def _drop(self, values: Array, dropped: Array) -> Array:
         # A Python float scales without changing the dtype.
-        return _cleared(np.asarray(values * (1 / (1 - self.p))), dropped)
+        return cleared(np.asarray(values * (1 / (1 - self.p))), dropped)
 
     def describe(self) -> str:
         return f"{self.p}"

@@ -59,6 +59,8 @@ class Network:
     #: The layers that a variant of a network may have in place of these, with the same constructors.
     conv_layer: type[Conv2d] = Conv2d
     pool_layer: type[MaxPool2d] = MaxPool2d
+    affine_layer: type[Affine] = Affine
+    relu_layer: type[Relu] = Relu
 
     input_dim: tuple[int, ...]
     layers: dict[str, Layer]
@@ -129,8 +131,15 @@ class Network:
 
     def _scores(self, x: npt.ArrayLike, training: bool) -> Array:
         out = self._checked_input(x)
-        for _, part in self._parts(training):
-            out = part.forward(out)
+        parts = [part for _, part in self._parts(training)]
+        while parts:
+            part = parts.pop(0)
+            if parts and isinstance(part, Conv2d) and isinstance(parts[0], Relu) and _fuse(part, parts[0]):
+                # while the sums are in registers: a pass over memory less
+                out = parts[0].rectified(part.forward_relu(out))
+                del parts[0]
+            else:
+                out = part.forward(out)
         return out
 
     def predict(self, x: npt.ArrayLike, batch_size: int | None = None) -> Array:
@@ -270,6 +279,11 @@ class Network:
         self.load(file_name)
 
 
+def _fuse(convolution: Conv2d, relu: Relu) -> bool:
+    """Whether the convolution can do the work of the ReLU behind it: neither has a `forward` of its own."""
+    return type(convolution).forward is Conv2d.forward and type(relu).forward is Relu.forward
+
+
 class Sequential(Network):
     """A network of any layers.
 
@@ -369,12 +383,12 @@ class SimpleConvNet(Network):
         made: dict[str, Any] = {"weight_init_std": weight_init_std, "seed": rng, "dtype": dtype}
         self._build((channels, *image_size), {
             "Conv1": self.conv_layer(channels, filters, conv["filter_size"], conv["stride"], conv["pad"], **made),
-            "Relu1": Relu(),
+            "Relu1": self.relu_layer(),
             "Pool1": self.pool_layer(2, stride=2),
             "Flatten": Flatten(),
-            "Affine1": Affine(math.prod((filters, pooled_h, pooled_w)), hidden_size, **made),
-            "Relu2": Relu(),
-            "Affine2": Affine(hidden_size, output_size, **made),
+            "Affine1": self.affine_layer(math.prod((filters, pooled_h, pooled_w)), hidden_size, **made),
+            "Relu2": self.relu_layer(),
+            "Affine2": self.affine_layer(hidden_size, output_size, **made),
         }, self.places)
 
 
@@ -423,7 +437,7 @@ class DeepConvNet(Network):
                                  f"{given!r}")
             layers[f"Conv{i}"] = self.conv_layer(channels, conv["filter_num"], conv["filter_size"], conv["stride"],
                                                  conv["pad"], **made)
-            layers[f"Relu{i}"] = Relu()
+            layers[f"Relu{i}"] = self.relu_layer()
             channels = conv["filter_num"]
             size = conv_output_size(size, conv["filter_size"], conv["stride"], conv["pad"])  # type: ignore[assignment]
             if i % 2 == 0:
@@ -431,10 +445,10 @@ class DeepConvNet(Network):
                 size = conv_output_size(size, 2, 2)  # type: ignore[assignment]
         layers |= {
             "Flatten": Flatten(),
-            "Affine1": Affine(channels * math.prod(size), hidden_size, **made),
-            "Relu7": Relu(),
+            "Affine1": self.affine_layer(channels * math.prod(size), hidden_size, **made),
+            "Relu7": self.relu_layer(),
             "Dropout1": Dropout(dropout, seed=rng),
-            "Affine2": Affine(hidden_size, output_size, **made),
+            "Affine2": self.affine_layer(hidden_size, output_size, **made),
             "Dropout2": Dropout(dropout, seed=rng),
         }
         learning = [name for name, part in layers.items() if part.params]
@@ -481,9 +495,9 @@ class LeNet5(Sequential):
             self.conv_layer(channels, 6, 5, padding=padding, **made), activation(), pool(2),
             self.conv_layer(6, 16, 5, **made), activation(), pool(2),
             Flatten(),
-            Affine(16 * height * width, 120, **made), activation(),
-            Affine(120, 84, **made), activation(),
-            Affine(84, classes, **made),
+            self.affine_layer(16 * height * width, 120, **made), activation(),
+            self.affine_layer(120, 84, **made), activation(),
+            self.affine_layer(84, classes, **made),
         ], (channels, *size))
 
 
@@ -522,9 +536,9 @@ class AlexNet(Sequential):
             self.conv_layer(384, 384, 3, 1, 1, 1, 2, **made), Relu(),
             self.conv_layer(384, 256, 3, 1, 1, 1, 2, **made), Relu(), self.pool_layer(3, 2),
             Flatten(),
-            Dropout(dropout, seed=rng), Affine(256 * height * width, hidden_size, **made), Relu(),
-            Dropout(dropout, seed=rng), Affine(hidden_size, hidden_size, **made), Relu(),
-            Affine(hidden_size, classes, **made),
+            Dropout(dropout, seed=rng), self.affine_layer(256 * height * width, hidden_size, **made), Relu(),
+            Dropout(dropout, seed=rng), self.affine_layer(hidden_size, hidden_size, **made), Relu(),
+            self.affine_layer(hidden_size, classes, **made),
         ], (channels, *size))
 
 
@@ -558,6 +572,6 @@ class KerasConvNet(Sequential):
         super().__init__([
             self.conv_layer(channels, 10, 3, padding="same", **made), Relu(), self.pool_layer(2),
             Flatten(), Dropout(dropout, seed=rng),
-            Affine(10 * (height // 2) * (width // 2), 100, **made), Relu(),
-            Affine(100, classes, **made),
+            self.affine_layer(10 * (height // 2) * (width // 2), 100, **made), Relu(),
+            self.affine_layer(100, classes, **made),
         ], (channels, height, width))
