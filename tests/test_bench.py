@@ -17,7 +17,7 @@ import pytest
 import fastconv
 from fastconv.benchmarks import footprint, jobs, layers, machine, peers, report, rows, timing
 from fastconv.benchmarks.jobs import Job
-from fastconv.benchmarks.layers import ConvLayer, WindowLayer
+from fastconv.benchmarks.layers import ConvLayer, TrainingStep, WindowLayer
 from fastconv.cli import main
 
 try:
@@ -116,10 +116,12 @@ WINDOWS = (
     WindowLayer("overlapping", (2, 3, 11, 11), 3, 2, 1),
     WindowLayer("same", (2, 3, 7, 8), 3, 1, 1),
 )
+STEPS = (TrainingStep("simple", "SimpleConvNet", 3, 12), TrainingStep("deep", "DeepConvNet", 2, 16))
 
 
 def small_jobs(operation, dtypes=("float32", "float64")):
-    return [Job(operation, layer, dtype) for layer in (CONVS if operation in jobs.CONVOLUTIONS else WINDOWS)
+    wanted = jobs.layer_type(operation)
+    return [Job(operation, layer, dtype) for layer in (*CONVS, *WINDOWS, *STEPS) if isinstance(layer, wanted)
             for dtype in dtypes]
 
 
@@ -167,6 +169,11 @@ def test_a_job_knows_its_work():
     pooled = Job("max_pool_backward", WINDOWS[0])
     assert pooled.flops is None
     assert pooled.nbytes == pooled.x.nbytes + pooled.dout.nbytes + pooled.indices.nbytes
+    step = Job("training", TrainingStep("simple", "SimpleConvNet", 7, 28))
+    parameters = 30 * 25 + 30, 30 * 144 * 100 + 100, 100 * 10 + 10
+    assert step.result_bytes == 4 * sum(parameters)
+    # the first layer's image has no gradient
+    assert step.flops == 7 * 2 * (2 * 24 * 24 * 30 * 25 + 3 * 30 * 144 * 100 + 3 * 100 * 10)
     lowered = Job("im2col_rows", WINDOWS[1])
     assert lowered.nbytes == lowered.x.nbytes + lowered.column.nbytes
     assert lowered.layout == "rows"
@@ -175,6 +182,8 @@ def test_a_job_knows_its_work():
 def test_a_job_needs_a_layer_of_its_kind():
     with pytest.raises(ValueError, match="ConvLayer"):
         Job("forward", WINDOWS[0])
+    with pytest.raises(ValueError, match="TrainingStep"):
+        Job("training", CONVS[0])
     with pytest.raises(ValueError, match="one of forward"):
         Job("sideways", CONVS[0])
 

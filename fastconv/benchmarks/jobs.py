@@ -17,16 +17,18 @@ import numpy as np
 
 from .. import reference
 from ..geometry import Conv2dGeometry
-from .layers import ConvLayer, Layer, WindowLayer
+from .layers import ConvLayer, Layer, TrainingStep, WindowLayer
 
 Array = np.ndarray
 
 CONVOLUTIONS = ("forward", "backward", "backward_data", "backward_weight")
 POOLINGS = ("max_pool", "max_pool_backward", "avg_pool", "avg_pool_backward")
 LOWERINGS = ("im2col", "im2col_rows", "col2im", "col2im_rows")
+TRAINING = "training"
 
-#: What can be measured. ``backward`` is all three gradients together; im2col and col2im are in the layout "columns".
-OPERATIONS = CONVOLUTIONS + POOLINGS + LOWERINGS
+#: What can be measured. ``backward`` is all three gradients together; im2col and col2im are in the layout "columns";
+#: ``training`` is a step of training a network, whose result are the gradients of its parameters.
+OPERATIONS = (*CONVOLUTIONS, *POOLINGS, *LOWERINGS, TRAINING)
 
 TITLES = {
     "forward": "convolution forward", "backward": "convolution backward (dx, dw, db)",
@@ -34,6 +36,7 @@ TITLES = {
     "max_pool": "max pooling forward", "max_pool_backward": "max pooling backward",
     "avg_pool": "average pooling forward", "avg_pool_backward": "average pooling backward",
     "im2col": "im2col, columns", "im2col_rows": "im2col, rows", "col2im": "col2im, columns", "col2im_rows": "col2im, rows",
+    TRAINING: "training step (forward, backward, momentum)",
 }
 
 #: How far anyone may be from the right result, over the largest cell of it, as fastconv itself may (Winograd's algorithm).
@@ -41,6 +44,18 @@ LEAST_TOLERANCE = {"float32": 1e-5, "float64": 1e-12}
 
 #: A plain sum of n terms is off by about sqrt(n) roundings. Libraries that add up in one go have that and no more.
 ROUNDINGS = 16
+
+
+#: A network's gradients, through all of its layers.
+TRAINING_TOLERANCE = {"float32": 1e-4, "float64": 1e-10}
+
+#: So small that a network is the same after some thousand steps: steps are measured, not what they lead to.
+LEARNING_RATE = 1e-6
+
+
+def layer_type(operation: str) -> type:
+    """What kind of layer an operation is measured on."""
+    return ConvLayer if operation in CONVOLUTIONS else TrainingStep if operation == TRAINING else WindowLayer
 
 
 class WrongResult(Exception):
@@ -59,7 +74,7 @@ class Job:
     def __post_init__(self) -> None:
         if self.operation not in OPERATIONS:
             raise ValueError(f"operation must be one of {', '.join(OPERATIONS)}, got {self.operation!r}")
-        wanted = ConvLayer if self.operation in CONVOLUTIONS else WindowLayer
+        wanted = layer_type(self.operation)
         if not isinstance(self.layer, wanted):
             raise ValueError(f"{self.operation} needs a {wanted.__name__}, got {self.layer!r}")
 
@@ -80,13 +95,20 @@ class Job:
         return cast(WindowLayer, self.layer)
 
     @property
+    def step(self) -> TrainingStep:
+        """The step of training."""
+        return cast(TrainingStep, self.layer)
+
+    @property
     def layout(self) -> str:
         """The column matrix's layout."""
         return "rows" if self.operation.endswith("_rows") else "columns"
 
     @property
     def flops(self) -> int | None:
-        """Floating-point operations of a convolution by its definition, None for what only moves numbers."""
+        """Floating-point operations of convolutions by their definition, None for what only moves numbers."""
+        if self.operation == TRAINING:
+            return self.step.flops
         if self.operation not in CONVOLUTIONS:
             return None
         flops = self.conv.geometry.flops
@@ -95,6 +117,8 @@ class Job:
     @property
     def nbytes(self) -> int:
         """Bytes of what must be read once and of what must be written once."""
+        if self.operation == TRAINING:
+            return self.input_bytes + self.result_bytes
         if self.operation in CONVOLUTIONS:
             x, weight, dout = self._conv_sizes()
             items = {"forward": x + weight + dout, "backward_data": x + weight + dout,
@@ -109,6 +133,8 @@ class Job:
     @property
     def result_bytes(self) -> int:
         """Bytes of the result."""
+        if self.operation == TRAINING:
+            return sum(array.nbytes for array in self._network.params.values())
         if self.operation in CONVOLUTIONS:
             x, weight, dout = self._conv_sizes()
             items = {"forward": dout, "backward_data": x, "backward_weight": weight,
@@ -121,6 +147,8 @@ class Job:
     @property
     def input_bytes(self) -> int:
         """Bytes of all arrays that the job's contenders start from."""
+        if self.operation == TRAINING:
+            return self.x.nbytes + self.labels.nbytes + self.result_bytes
         if self.operation in CONVOLUTIONS:
             x, weight, dout = self._conv_sizes()
             return {"forward": x + weight, "backward_data": weight + dout, "backward_weight": x + dout,
@@ -153,7 +181,18 @@ class Job:
     @cached_property
     def x(self) -> Array:
         """The images."""
+        if isinstance(self.layer, TrainingStep):
+            return self._random((self.layer.batch, 1, self.layer.size, self.layer.size), 0)
         return self._random(self.layer.geometry.input_shape, 0)
+
+    @cached_property
+    def labels(self) -> Array:
+        """What the network should see in the images."""
+        return np.random.default_rng(4).integers(0, 10, self.step.batch)
+
+    @cached_property
+    def _network(self) -> Any:
+        return self.step.make(self.dtype)
 
     @cached_property
     def weight(self) -> Array:
@@ -163,7 +202,7 @@ class Job:
     @cached_property
     def dout(self) -> Array:
         """The gradient with respect to the output of a convolution or pooling."""
-        return self._random(self.layer.geometry.output_shape, 2)
+        return self._random(cast(ConvLayer | WindowLayer, self.layer).geometry.output_shape, 2)
 
     @cached_property
     def column(self) -> Array:
@@ -183,7 +222,9 @@ class Job:
     @property
     def tolerance(self) -> float:
         """How far a result may be from the right one, over the latter's largest cell."""
-        terms = self.layer.geometry.taps
+        if self.operation == TRAINING:
+            return TRAINING_TOLERANCE[self.dtype]
+        terms = cast(ConvLayer | WindowLayer, self.layer).geometry.taps
         if self.operation in CONVOLUTIONS:
             g = self.conv.geometry
             terms *= max(g.channels, g.out_channels) // g.groups
@@ -217,6 +258,9 @@ class Job:
         """For each array of the result: its shape, what to pick from it, and what that should be in float64."""
         if self.operation in CONVOLUTIONS:
             return self._expected_of_convolution()
+        if self.operation == TRAINING:  # in NumPy, which has its own tests against differences
+            wanted = self.step.make(np.float64, by_numpy=True).gradient(self.x.astype(np.float64), self.labels)
+            return [(array.shape, lambda array: array, array) for array in wanted.values()]
         window, wide = self.window, np.float64
         arguments = (window.kernel, window.stride, window.padding)
         size, layout = (*window.geometry.kernel, window.stride, window.padding), self.layout

@@ -6,12 +6,16 @@ A row is written ``N,C,HxW -> K, kernel/stride/padding``, and known by its name.
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Callable, Iterable
+import math
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..geometry import Conv2dGeometry, Pool2dGeometry, Window2dGeometry, conv2d_geometry, pool2d_geometry, window2d_geometry
+
+if TYPE_CHECKING:  # the networks are made where a training step is measured
+    from ..nn.models import Network
 
 Shape = tuple[int, ...]
 
@@ -90,7 +94,52 @@ class WindowLayer:
                 f"{_text(self.padding)}")
 
 
-Layer = ConvLayer | WindowLayer
+@dataclass(frozen=True)
+class TrainingStep:
+    """A step of training: the gradient of a mini-batch, and an update of the parameters by momentum.
+
+    Attributes
+    ----------
+    name : str
+    network : str
+        A network of :mod:`fastconv.nn` that :mod:`fastconv.nn.numpy_layers` has in NumPy as well.
+    batch : int
+    size : int
+        Height and width of an image, which has one channel.
+    """
+
+    name: str
+    network: str
+    batch: int = 100
+    size: int = 28
+
+    def make(self, dtype: Any, by_numpy: bool = False) -> Network:
+        """The network with its initial weights, which are the same for everyone; without dropout, which is not."""
+        from .. import nn
+        from ..nn import numpy_layers
+
+        kinds: Mapping[str, Any] = numpy_layers.NETWORKS if by_numpy else vars(nn)
+        more = {"dropout": 0.0} if self.network == "DeepConvNet" else {}
+        made: Network = kinds[self.network](input_dim=(1, self.size, self.size), seed=0, dtype=dtype, **more)
+        return made
+
+    @cached_property
+    def flops(self) -> int:
+        """Operations of the convolutions and affine layers: forward, and twice as many for the two gradients."""
+        network = self.make("float32")
+        shapes, total = network.output_shapes(), 0
+        for layer, part in network.layers.items():
+            if part.params:
+                positions = math.prod(shapes[layer][1:])
+                forward = 2 * positions * part.params["weight"].size
+                total += forward * (3 if getattr(part, "input_gradient", True) else 2)
+        return self.batch * total
+
+    def __str__(self) -> str:
+        return f"{self.network}, {self.batch},1,{self.size}x{self.size}"
+
+
+Layer = ConvLayer | WindowLayer | TrainingStep
 
 
 def _conv(name: str, batch: int, channels: int, size: int, filters: int, kernel: int, stride: int = 1, padding: int = 0,
@@ -129,6 +178,15 @@ WINDOW_ROWS: tuple[WindowLayer, ...] = (
     WindowLayer("resnet-pool", (8, 64, 112, 112), 3, 2, 1),
     WindowLayer("inception-pool", (8, 256, 28, 28), 3, 1, 1),
 )
+
+#: The training steps.
+TRAINING_ROWS: tuple[TrainingStep, ...] = (
+    TrainingStep("mnist-simple", "SimpleConvNet"),
+    TrainingStep("mnist-deep", "DeepConvNet"),
+)
+
+#: All of them.
+ROWS: tuple[Layer, ...] = (*CONV_ROWS, *WINDOW_ROWS, *TRAINING_ROWS)
 
 
 def choose(rows: Iterable[Any], patterns: Iterable[str]) -> tuple[Any, ...]:

@@ -31,7 +31,7 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -39,8 +39,10 @@ import fastconv
 
 from .. import dispatch
 from ..geometry import Window2dGeometry
+from ..nn.models import Network
+from ..nn.train import Momentum
 from ..options import backend_available, options
-from .jobs import CONVOLUTIONS, OPERATIONS, Job
+from .jobs import CONVOLUTIONS, LEARNING_RATE, OPERATIONS, TRAINING, Job
 
 Call = Callable[[], Any]
 
@@ -159,6 +161,8 @@ def _our_call(job: Job, algorithm: str) -> Call:
             return lambda: fastconv.conv2d_backward_weight(dout, x, shape, *rest, algorithm=algorithm)
         dout, x, weight = job.dout, job.x, job.weight
         return lambda: fastconv.conv2d_backward(dout, x, weight, *rest, algorithm=algorithm)
+    if job.operation == TRAINING:
+        return _training_step(job, job.step.make(job.dtype))
     window, kernel = job.window, job.window.geometry.kernel
     pooling = (window.kernel, window.stride, window.padding)
     lowering = (*kernel, window.stride, window.padding)
@@ -175,6 +179,18 @@ def _our_call(job: Job, algorithm: str) -> Call:
             return partial(fastconv.im2col, job.x, *lowering, layout=job.layout)
         case _:
             return partial(fastconv.col2im, job.column, window.x, *lowering, layout=job.layout)
+
+
+def _training_step(job: Job, network: Network) -> Call:
+    """A step of training that gives the gradients."""
+    x, labels, optimizer = job.x, job.labels, Momentum(LEARNING_RATE)
+
+    def step() -> tuple[np.ndarray, ...]:
+        gradients = network.gradient(x, labels)
+        optimizer.update(network.params, gradients)
+        return tuple(gradients.values())
+
+    return step
 
 
 def call_into(job: Job, algorithm: str) -> Call:
@@ -206,10 +222,12 @@ def _torch(job: Job) -> Call | None:
     import torch
     import torch.nn.functional as F
 
-    padding = _symmetric(job.layer.geometry)
+    torch.set_num_threads(job.threads)
+    if job.operation == TRAINING:
+        return _torch_training_step(job)
+    padding = _symmetric(cast(Any, job.layer).geometry)
     if padding is None:
         return None
-    torch.set_num_threads(job.threads)
     tensor, aten = torch.from_numpy, torch.ops.aten  # tensors share the arrays' memory, and ask for no gradient
     if job.operation in CONVOLUTIONS:
         g = job.conv.geometry
@@ -239,6 +257,45 @@ def _torch(job: Job) -> Call | None:
             return partial(F.fold, tensor(job.column), g_pool.in_size, g_pool.kernel, 1, padding, g_pool.stride)
 
 
+def _torch_training_step(job: Job) -> Call:
+    """The same network of PyTorch's own layers with the same weights, step by step as its tutorials do it."""
+    import torch
+    from torch import nn
+
+    from ..nn import layers
+
+    network, parts = job.step.make(job.dtype), []
+    for part in network.layers.values():
+        made: Any
+        if isinstance(part, layers.Conv2d):
+            filters, channels, *kernel = part.params["weight"].shape
+            made = nn.Conv2d(channels, filters, kernel, part.stride, part.padding)
+        elif isinstance(part, layers.Affine):
+            made = nn.Linear(*part.params["weight"].shape)
+        elif isinstance(part, layers.MaxPool2d):
+            made = nn.MaxPool2d(part.kernel_size, part.stride)
+        elif isinstance(part, layers.Dropout):
+            made = nn.Dropout(part.p)
+        else:
+            made = {layers.Relu: nn.ReLU, layers.Flatten: nn.Flatten}[type(part)]()
+        if part.params:  # of affine layers PyTorch has the outputs first
+            weight = torch.from_numpy(part.params["weight"])
+            made.weight = nn.Parameter((weight.T if isinstance(part, layers.Affine) else weight).clone().contiguous())
+            made.bias = nn.Parameter(torch.from_numpy(part.params["bias"]).clone())
+        parts.append(made)
+    model, loss = nn.Sequential(*parts), nn.CrossEntropyLoss()
+    optimizer = torch.optim.SGD(model.parameters(), LEARNING_RATE, 0.9)
+    x, labels = torch.from_numpy(job.x), torch.from_numpy(job.labels)
+
+    def step() -> tuple[Any, ...]:
+        optimizer.zero_grad()
+        loss(model(x), labels).backward()
+        optimizer.step()
+        return tuple(p.grad.T if p.grad.ndim == 2 else p.grad for p in model.parameters())
+
+    return step
+
+
 @peer("onnxruntime", "ONNX\nRuntime", "onnxruntime", "onnx", operations=("forward", "max_pool", "avg_pool"))
 def _onnxruntime(job: Job) -> Call | None:
     """A model of one node, and a session that is made once: the runtime packs the weight then."""
@@ -248,7 +305,7 @@ def _onnxruntime(job: Job) -> Call | None:
     node = {"forward": "Conv", "max_pool": "MaxPool", "avg_pool": "AveragePool"}[job.operation]
     if job.dtype != "float32":
         return None
-    g = job.layer.geometry
+    g = cast(Any, job.layer).geometry
     (top, bottom), (left, right) = g.pads
     attributes: dict[str, Any] = {"kernel_shape": g.kernel, "strides": g.stride, "pads": [top, left, bottom, right]}
     weights = []
@@ -327,12 +384,14 @@ def _opencv(job: Job) -> Call | None:
     return lambda: cv2.filter2D(plane, -1, kernel, borderType=cv2.BORDER_CONSTANT)[None, None]
 
 
-@peer("book", "im2col in\nNumPy", operations=(*CONVOLUTIONS, "max_pool", "im2col_rows", "col2im_rows"))
+@peer("book", "im2col in\nNumPy", operations=(*CONVOLUTIONS, "max_pool", "im2col_rows", "col2im_rows", TRAINING))
 def _book(job: Job) -> Call | None:
     """What *Deep Learning from Scratch* does (:mod:`fastconv.nn.numpy_layers`), in the job's dtype."""
     from ..nn.numpy_layers import col2im_rows, im2col_rows
 
-    g = job.layer.geometry
+    if job.operation == TRAINING:
+        return _training_step(job, job.step.make(job.dtype, by_numpy=True))
+    g = cast(Any, job.layer).geometry
     if job.operation in CONVOLUTIONS:
         if job.conv.geometry.groups != 1 or g.dilation != (1, 1):
             return None

@@ -18,7 +18,7 @@ if TYPE_CHECKING:  # imported when the command runs: the list of commands must n
 SUMMARY = "time fastconv and other libraries on the layers of well-known networks"
 
 #: What a run without options measures: a minute or two.
-OPERATIONS = ("forward", "backward", "max_pool", "avg_pool", "im2col")
+OPERATIONS = ("forward", "backward", "max_pool", "avg_pool", "im2col", "training")
 SECONDS = 0.5
 
 #: A load average above which somebody else is at work.
@@ -71,8 +71,10 @@ def run(args: argparse.Namespace) -> int:
 def _print_list() -> int:
     from ..benchmarks import jobs, layers, peers
 
-    for title, rows in (("layers of convolutions", layers.CONV_ROWS), ("windows of poolings, im2col and col2im",
-                                                                         layers.WINDOW_ROWS)):
+    kinds: dict[str, tuple[layers.Layer, ...]] = {
+        "layers of convolutions": layers.CONV_ROWS, "windows of poolings, im2col and col2im": layers.WINDOW_ROWS,
+        "networks of training steps": layers.TRAINING_ROWS}
+    for title, rows in kinds.items():
         print(f"{title}:")
         for row in rows:
             print(f"  {row.name:<22} {row}")
@@ -142,8 +144,8 @@ class _Run:
 
     def _jobs(self) -> list[Job]:
         from ..benchmarks import layers, peers
-        from ..benchmarks.jobs import CONVOLUTIONS, Job
         from ..benchmarks.jobs import OPERATIONS as KNOWN
+        from ..benchmarks.jobs import Job, layer_type
         from ..options import usable_cpus
 
         args = self.args
@@ -152,18 +154,16 @@ class _Run:
                 raise CommandError(f"argument --operations: there is no operation {name!r}; there are {', '.join(KNOWN)}")
         if args.threads[-1] > usable_cpus():
             raise CommandError(f"argument --threads: this process may use {usable_cpus()} CPUs, got {args.threads[-1]}")
-        every = (*layers.CONV_ROWS, *layers.WINDOW_ROWS)
         try:
-            rows = every if args.layers is None else layers.choose(every, args.layers)
+            rows = layers.ROWS if args.layers is None else layers.choose(layers.ROWS, args.layers)
         except ValueError as error:
             raise CommandError(f"argument --layers: {describe(error)}") from error
         try:
             peers.check_patterns(self._patterns())
         except (ValueError, ImportError) as error:
             raise CommandError(f"argument --peers: {describe(error)}") from error
-        wanted: dict[bool, type] = {True: layers.ConvLayer, False: layers.WindowLayer}
         jobs = [Job(operation, cast(Any, row), args.dtype, threads) for threads in args.threads for operation in args.operations
-                for row in rows if isinstance(row, wanted[operation in CONVOLUTIONS])]
+                for row in rows if isinstance(row, layer_type(operation))]
         if not jobs:
             raise CommandError("argument --layers: none of these layers goes with one of the operations "
                                f"{', '.join(args.operations)}")
