@@ -132,12 +132,20 @@ CONV_CASES = (
     ConvCase("dilation2-stride3x4", (1, 2, 14, 15), (3, 2, 3, 2), stride=(3, 4), padding=1, dilation=2),
     ConvCase("dilation-wider-than-image", (1, 2, 5, 6), (3, 2, 3, 3), padding=7, dilation=6),
 
+    # More filters than pixels, of which the gradient of the image is made with the weights as they lie.
+    ConvCase("few-pixels", (2, 5, 3, 3), (38, 5, 3, 3), padding=1),
+    ConvCase("few-pixels-stride2-groups2", (1, 46, 5, 6), (70, 23, 3, 2), stride=2, padding=1, groups=2),
+    ConvCase("few-pixels-one", (1, 7, 3, 3), (67, 7, 3, 3)),
+
     # Groups, and depthwise with one and with several filters for each channel.
     ConvCase("groups2", (2, 6, 9, 10), (8, 3, 3, 3), padding=1, groups=2, core=True),
     ConvCase("groups3-stride2", (2, 9, 9, 10), (6, 3, 3, 3), stride=2, padding=1, groups=3),
     ConvCase("groups4-kernel1", (2, 20, 6, 7), (28, 5, 1, 1), groups=4),
     ConvCase("groups2-many-channels", (1, 140, 6, 7), (14, 70, 3, 3), padding=1, groups=2),
     ConvCase("depthwise3", (2, 7, 9, 10), (7, 1, 3, 3), padding=1, groups=7, core=True),
+    # Gradients of single planes with a stride: rows shorter than the woven vectors, ending inside of them, and odd ones.
+    *(ConvCase(f"depthwise{k}-stride{h}x{w}-wide{size}", (2, 3, 7, size), (3, 1, k, k), stride=(h, w), padding=k // 2, groups=3)
+      for k, h, w, size in ((3, 2, 2, 33), (3, 2, 2, 70), (3, 1, 2, 41), (5, 2, 3, 50), (1, 2, 2, 36), (3, 3, 4, 3))),
     ConvCase("depthwise3-stride2", (2, 6, 13, 14), (6, 1, 3, 3), stride=2, padding=1, groups=6),
     ConvCase("depthwise5-wide", (1, 3, 7, 67), (3, 1, 5, 5), padding=2, groups=3),
     ConvCase("depthwise3-stride2-wide", (2, 3, 35, 75), (3, 1, 3, 3), stride=2, padding=1, groups=3, core=True),

@@ -10,6 +10,7 @@ import pytest
 
 import fastconv
 from fastconv import nn
+from fastconv.functional import relu_backward
 from fastconv.nn.layers import Layer
 from fastconv.nn.numpy_layers import Im2colConv2d, Im2colMaxPool2d
 
@@ -164,6 +165,18 @@ def test_relu_keeps_nan_and_blocks_infinite_gradients() -> None:
     np.testing.assert_array_equal(layer.forward(x), np.float32([0, 0, 2, np.nan, 0, np.inf]))
     dout = np.array([np.inf, np.nan, 3, 4, -np.inf, 6], np.float32)
     np.testing.assert_array_equal(layer.backward(dout), np.float32([0, 0, 3, 4, 0, 6]))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("size", [1, 15, 16, 33, 70_001])
+def test_relu_backward_of_any_size(dtype: str, size: int, rng: np.random.Generator) -> None:
+    y, dout = rng.standard_normal((2, size)).astype(dtype)
+    y[::5], y[::7], dout[::3] = 0, np.nan, np.inf
+    for threads in (1, 2):
+        with fastconv.options(num_threads=threads):
+            np.testing.assert_array_equal(relu_backward(dout, y), np.where(y <= 0, 0, dout))
+    with pytest.raises(ValueError, match=r"dout.*\(\d+,\)"):
+        relu_backward(dout[1:], y)
 
 
 @pytest.mark.parametrize("dtype", ["float16", "float32", "float64", "longdouble", ">f4"])

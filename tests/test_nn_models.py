@@ -193,6 +193,39 @@ def test_the_books_algorithm_has_the_same_gradients() -> None:
         np.testing.assert_allclose(gradient[name], want, rtol=0, atol=1e-11 * max(np.abs(want).max(), 1))
 
 
+def test_a_relu_behind_a_convolution_is_done_by_it(rng: np.random.Generator) -> None:
+    """The network gives what its layers give one by one, and leaves the ReLU as its `forward` does."""
+    network = nn.Sequential([nn.Conv2d(2, 5, 3, padding=1, seed=0), nn.Relu(), nn.MaxPool2d(2), nn.Conv2d(5, 4, 3, seed=1),
+                             nn.Relu(), nn.Relu(), nn.Flatten(), nn.Affine(16, 3, seed=2)], input_dim=(2, 8, 8))
+    x, t = rng.standard_normal((3, 2, 8, 8), dtype=np.float32), np.array([0, 1, 2])
+    calls = []
+    for part in network.layers.values():
+        if isinstance(part, nn.Conv2d):
+            def forward(x: Any, relu: Any = part.forward_relu, name: str = repr(part)) -> Any:
+                calls.append(name)
+                return relu(x)
+
+            part.forward_relu = forward  # type: ignore[method-assign]
+    got = network.gradient(x, t)
+    assert len(calls) == 2
+    one_by_one = network.activations(x)
+    assert one_by_one["Conv2d1"].min() < 0 <= one_by_one["Relu1"].min()
+    np.testing.assert_array_equal(list(one_by_one.values())[-1], network.predict(x))
+
+    class Loud(nn.Conv2d):
+        """A `forward` of its own is not passed over."""
+
+        def forward(self, x: Any) -> Any:
+            return super().forward(x)
+
+        forward_relu: Any = None
+
+    loud = nn.Sequential([Loud(2, 5, 3, padding=1, seed=0), nn.Relu(), nn.MaxPool2d(2), Loud(5, 4, 3, seed=1), nn.Relu(),
+                          nn.Relu(), nn.Flatten(), nn.Affine(16, 3, seed=2)], input_dim=(2, 8, 8))
+    for name, gradient in zip(got, loud.gradient(x, t).values(), strict=True):
+        np.testing.assert_allclose(got[name], gradient, rtol=1e-5, atol=1e-6)
+
+
 def test_alexnet_in_small() -> None:
     network = nn.AlexNet((3, 67, 67), classes=5, hidden_size=20, seed=0, dtype=np.float64)
     rng = np.random.default_rng(0)
