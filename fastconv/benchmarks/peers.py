@@ -96,6 +96,9 @@ class Peer:
         return next((name for name in self.packages if importlib.util.find_spec(name) is None), None)
 
 
+#: Those whose memory is NumPy arrays, so that it can be counted.
+NUMPY_ALONE = ("book",)
+
 #: The peers that there are, installed or not, in the order of tables.
 PEERS: dict[str, Peer] = {}
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from . import peers
-from .jobs import TITLES
+from .jobs import TITLES, TRAINING
 
 Record = dict[str, Any]
 
@@ -162,9 +162,10 @@ def _table(operation: str, dtype: str, threads: int, records: list[Record]) -> T
     rows = grouped(records, "layer", "shape")
     timed = {record["contender"] for record in records if record["seconds"] is not None}
     columns = [name for name in dict.fromkeys(record["contender"] for record in records) if name in timed]
-    by_flops = any(record["flops"] is not None for record in records)
+    by_flops, training = any(record["flops"] is not None for record in records), operation == TRAINING
     rate, share = ("GFLOP/s", "% of\npeak") if by_flops else ("GB/s", "% of\ncopy")
-    head = ["layer", "N,C,HxW -> K, kernel/stride/pad" if by_flops else "N,C,HxW, kernel/stride/pad",
+    head = ["network" if training else "layer",
+            "N,C,HxW" if training else "N,C,HxW -> K, kernel/stride/pad" if by_flops else "N,C,HxW, kernel/stride/pad",
             *(peers.title(name) for name in columns), rate, share, "scratch\nMB", "best peer /\nfastconv"]
     threads_text = f"{threads} thread{'s' if threads > 1 else ''}"
     table = Table(f"{TITLES[operation][0].upper()}{TITLES[operation][1:]}, {dtype}, {threads_text}: ms, median", head,
@@ -185,6 +186,9 @@ def _table(operation: str, dtype: str, threads: int, records: list[Record]) -> T
         table.notes.append(f"Best peer's time over fastconv's: geometric mean {geometric_mean(list(ratios.values())):.2f}, "
                            f"least {ratios[worst]:.2f} ({worst}).")
     for record in records:
+        if training and not record["ours"] and record["scratch_bytes"] is not None:
+            table.notes.append(f"{record['layer']}, {peers.title(record['contender'])}: ".replace("\n", " ")
+                               + f"{megabytes(record['scratch_bytes'])} MB beside the gradients.")
         if record["skipped"] not in (None, "has no such operation"):
             table.notes.append(f"{record['layer']}, {record['contender']}: {record['skipped']}")
     return table

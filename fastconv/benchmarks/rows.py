@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from . import footprint, peers
-from .jobs import Job, WrongResult
+from .jobs import TRAINING, Job, WrongResult
 from .machine import CEILINGS, available_memory
 from .timing import Samples, interleave
 
@@ -158,5 +158,5 @@ def _enter(row: Row, name: str, room: int) -> None:
         if contender.bare is not None:
             contender.bare()
             row._scratch[name] = footprint.count_arrays(contender.bare)[0]
-        elif contender.ours:
+        elif contender.ours or (job.operation == TRAINING and name in peers.NUMPY_ALONE):
             row._scratch[name] = max(footprint.count_arrays(contender.call)[0] - job.result_bytes, 0)
