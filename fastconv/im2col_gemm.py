@@ -142,14 +142,14 @@ def forward(backend: Backend, x: Array, weight: Array, bias: Array | None, relu:
     with np.errstate(all="ignore"):
         for tile in _tiles("forward", geometry, x.dtype, budget.nbytes):
             part = tile.geometry
-            col = memory.scratch_array("the column matrix", part.columns_shape("columns"), x.dtype)
-            backend.im2col(tile.of_input(x), part, "columns", 0, col, budget.threads)
-            col = col.reshape(part.batch, g, -1, part.positions)
             to = tile.of_output(out)
-            if tile.whole:
-                np.matmul(filters, col, out=to.reshape(part.batch, g, -1, part.positions))
-            else:
-                to[...] = np.matmul(filters, col).reshape(to.shape)
+            with memory.scratch_array("the column matrix", part.columns_shape("columns"), x.dtype) as col:
+                backend.im2col(tile.of_input(x), part, "columns", 0, col, budget.threads)
+                col = col.reshape(part.batch, g, -1, part.positions)
+                if tile.whole:
+                    np.matmul(filters, col, out=to.reshape(part.batch, g, -1, part.positions))
+                else:
+                    to[...] = np.matmul(filters, col).reshape(to.shape)
             if bias is not None:
                 np.add(to, bias[:, None, None], out=to)
             if relu and to.dtype.kind in "if":
@@ -165,18 +165,18 @@ def backward_data(backend: Backend, dout: Array, weight: Array, geometry: Conv2d
         for tile in _tiles("backward_data", geometry, dout.dtype, budget.nbytes):
             part = tile.geometry
             piece = tile.of_output(dout).reshape(part.batch, g, -1, part.positions)
-            col = memory.scratch_array("the column matrix", part.columns_shape("columns"), dout.dtype)
-            np.matmul(turned, piece, out=col.reshape(part.batch, g, -1, part.positions))
             to = tile.of_input(out)
-            if tile.whole and part.in_size == geometry.in_size:
-                backend.col2im(col, part, "columns", to, budget.threads)
-                continue
-            if tile.out_rows.start == 0:  # rows of several tiles overlap and add up, others are in none
-                out[tile.images] = 0
-            if to.size:
-                dx = memory.empty("dx", part.input_shape, dout.dtype)
-                backend.col2im(col, part, "columns", dx, budget.threads)
-                np.add(to, dx, out=to)
+            with memory.scratch_array("the column matrix", part.columns_shape("columns"), dout.dtype) as col:
+                np.matmul(turned, piece, out=col.reshape(part.batch, g, -1, part.positions))
+                if tile.whole and part.in_size == geometry.in_size:
+                    backend.col2im(col, part, "columns", to, budget.threads)
+                    continue
+                if tile.out_rows.start == 0:  # rows of several tiles overlap and add up, others are in none
+                    out[tile.images] = 0
+                if to.size:
+                    dx = memory.empty("dx", part.input_shape, dout.dtype)
+                    backend.col2im(col, part, "columns", dx, budget.threads)
+                    np.add(to, dx, out=to)
 
 
 def backward_weight(backend: Backend, dout: Array, x: Array, geometry: Conv2dGeometry, out: Array,
@@ -188,10 +188,10 @@ def backward_weight(backend: Backend, dout: Array, x: Array, geometry: Conv2dGeo
     with np.errstate(all="ignore"):
         for tile in _tiles("backward_weight", geometry, x.dtype, budget.nbytes):
             part = tile.geometry
-            col = memory.scratch_array("the column matrix", part.columns_shape("rows"), x.dtype)
-            backend.im2col(tile.of_input(x), part, "rows", 0, col, budget.threads)
-            rows = np.ascontiguousarray(tile.of_output(dout).transpose(1, 0, 2, 3)).reshape(geometry.out_channels, -1)
-            for i in range(g):
-                some = slice(i * filters, (i + 1) * filters)
-                to = out[some].reshape(filters, terms)
-                np.add(to, np.matmul(rows[some], col[:, i * terms:(i + 1) * terms]), out=to)
+            with memory.scratch_array("the column matrix", part.columns_shape("rows"), x.dtype) as col:
+                backend.im2col(tile.of_input(x), part, "rows", 0, col, budget.threads)
+                rows = np.ascontiguousarray(tile.of_output(dout).transpose(1, 0, 2, 3)).reshape(geometry.out_channels, -1)
+                for i in range(g):
+                    some = slice(i * filters, (i + 1) * filters)
+                    to = out[some].reshape(filters, terms)
+                    np.add(to, np.matmul(rows[some], col[:, i * terms:(i + 1) * terms]), out=to)

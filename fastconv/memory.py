@@ -108,7 +108,8 @@ def scratch(nbytes: int) -> np.ndarray:
     """At least `nbytes` of uninitialised bytes that start at a cache line; valid until this thread's next call.
 
     Each thread has a buffer of its own, kept between calls up to `KEPT_SCRATCH_BYTES` and given back by
-    :func:`release_memory`.
+    :func:`release_memory`. It is for one call of a kernel, which fills and reads it: wherever Python code runs, a signal's
+    handler or a finalizer may call fastconv on this thread. What lives longer is in a :func:`scratch_block`.
     """
     watch: ScratchWatch | None = getattr(_local, "watch", None)
     if watch is not None:
@@ -123,12 +124,25 @@ def scratch(nbytes: int) -> np.ndarray:
     return buffer
 
 
-def scratch_array(what: str, shape: Sequence[int], dtype: Any) -> np.ndarray:
-    """An uninitialised array in this thread's scratch memory; `what` names it in errors."""
+@contextmanager
+def scratch_block(nbytes: int) -> Iterator[np.ndarray]:
+    """As `scratch`, for a ``with`` block: the calls in it, and those of signal handlers, take other memory."""
+    buffer = scratch(nbytes)
+    kept, generation = getattr(_local, "buffer", None), getattr(_local, "generation", _generation)
+    _local.buffer = None
+    yield buffer
+    if kept is not None:  # after an error it is dropped
+        _local.buffer, _local.generation = kept, generation
+
+
+@contextmanager
+def scratch_array(what: str, shape: Sequence[int], dtype: Any) -> Iterator[np.ndarray]:
+    """An uninitialised array in a :func:`scratch_block`; `what` names it in errors."""
     dtype = np.dtype(dtype)
     nbytes = math.prod(shape) * dtype.itemsize
     check_bytes(f"{what} of shape {tuple(shape)} and dtype {dtype}", nbytes)
-    return scratch(nbytes)[:nbytes].view(dtype).reshape(shape)
+    with scratch_block(nbytes) as buffer:
+        yield buffer[:nbytes].view(dtype).reshape(shape)
 
 
 def release_memory() -> None:

@@ -143,7 +143,7 @@ def _default_backend() -> str:
 
 # --- the settings in force --------------------------------------------------------------------------------------------
 
-_lock = threading.Lock()
+_lock = threading.RLock()  # a signal's handler may come in between, on the same thread
 _settled = Settings()  # what calls of `options` have set for the process that can be forgotten one by one
 _calls: list[options] = []  # the last of them: one that turns out to open a block is taken back, whatever came after it
 _REMEMBERED_CALLS = 64
@@ -168,7 +168,7 @@ def raw() -> Settings:
 
 def _all_calls() -> Settings:
     settings = _settled
-    for call in _calls:
+    for call in tuple(_calls):
         settings = replace(settings, **call._given)
     return settings
 
@@ -261,7 +261,9 @@ _forked = threading.local()
 def _after_fork() -> None:
     # libgomp's workers do not survive a fork, and the thread that forked would wait for them for ever. Another thread
     # of the child gets workers of its own.
+    global _lock
     _forked.serial = True
+    _lock = threading.RLock()  # whoever held it is no more
 
 
 if hasattr(os, "register_at_fork"):

@@ -523,7 +523,7 @@ def test_watched_scratch(no_scratch):
 def test_what_cannot_be_had_is_refused_before_it_is_tried():
     too_much = memory.physical_memory() + 1
     for call in (lambda: memory.scratch(too_much), lambda: memory.empty("the result", (too_much,), np.uint8),
-                 lambda: memory.scratch_array("a table", (too_much, 2**70), np.float32)):
+                 lambda: memory.scratch_array("a table", (too_much, 2**70), np.float32).__enter__()):
         with pytest.raises(MemoryError, match=r"bytes, but this machine has"):
             call()
 

@@ -53,7 +53,7 @@ import math
 import sys
 from collections.abc import Iterator
 from functools import cached_property, lru_cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -532,6 +532,20 @@ def _round_up(a: int, b: int) -> int:
     return _ceil_div(a, b) * b
 
 
+class Ready(NamedTuple):
+    """What a call needs: the number of workers, the job as the kernel takes it, bytes of scratch."""
+
+    workers: int
+    job: np.ndarray
+    nbytes: int
+    slices: list[slice]
+
+    def pieces(self, scratch: np.ndarray, dtype: np.dtype) -> list[np.ndarray]:
+        """The shared piece of the scratch, and the workers' three."""
+        cells = scratch[:self.nbytes].view(dtype)
+        return [cells[piece] for piece in self.slices]
+
+
 class Plan:
     """A job for a kernel, its tables, and the scratch that it needs. Sizes at once, tables when they are asked for.
 
@@ -548,7 +562,7 @@ class Plan:
         self.job = dict.fromkeys(JOB.names or (), 0)
         self.job.update(batch=geometry.batch, groups=geometry.groups, taps=geometry.taps, blocks=1, images=1)
         self.shared = 0
-        self._ready: dict[int, tuple[np.ndarray, int, int, list[slice]]] = {}
+        self._ready: dict[int, Ready] = {}
 
     def _set_bands(self) -> None:
         """As many rows of positions in a band as fit the budget, in bands of even height; small images together."""
@@ -591,19 +605,17 @@ class Plan:
         job, workers = self._with_workers(usable_workers(threads))
         return (self.shared + workers * (job["tile"] + job["flat"] + job["side"])) * self.itemsize
 
-    def ready(self, threads: int, dtype: np.dtype) -> tuple[int, np.ndarray, list[np.ndarray]]:
-        """What a call needs: the number of workers, the job as the kernel takes it, scratch (shared, three pieces)."""
+    def ready(self, threads: int) -> Ready:
+        """What a call needs."""
         threads = usable_workers(threads)
         found = self._ready.get(threads)
         if found is None:
             fields, workers = self._with_workers(threads)
             job = np.array([tuple(fields[name] for name in JOB.names or ())], JOB)
             sizes = [self.shared, workers * fields["tile"], workers * fields["flat"], workers * fields["side"]]
-            pieces = [slice(sum(sizes[:i]), sum(sizes[:i + 1])) for i in range(4)]
-            found = self._ready[threads] = job, workers, sum(sizes) * self.itemsize, pieces
-        job, workers, nbytes, pieces = found
-        scratch = memory.scratch(nbytes)[:nbytes].view(dtype)
-        return workers, job, [scratch[piece] for piece in pieces]
+            slices = [slice(sum(sizes[:i]), sum(sizes[:i + 1])) for i in range(4)]
+            found = self._ready[threads] = Ready(workers, job, sum(sizes) * self.itemsize, slices)
+        return found
 
 
 def _phases(kernel: int, gap: int, step: int) -> tuple[list[int], list[int]]:
@@ -801,7 +813,8 @@ def forward(x: np.ndarray, weight: np.ndarray, bias: np.ndarray | None, relu: bo
             out: np.ndarray, threads: int) -> None:
     """conv2d of float32 or float64 arrays into `out`."""
     this = plan("forward", geometry, x.itemsize)
-    workers, job, scratch = this.ready(threads, x.dtype)
+    workers, job, nbytes, _ = ready = this.ready(threads)
+    scratch = ready.pieces(memory.scratch(nbytes), x.dtype)
     bias = _zeros(geometry.out_channels, x.dtype) if bias is None else flat(bias)
     correlate(workers, job, *this.tables, flat(x), flat(weight), bias, relu, flat(out), scratch[1], scratch[2])
 
@@ -817,7 +830,7 @@ class SmallForward:
         self.shape = geometry.output_shape if batched else geometry.output_shape[1:]
         self.no_bias = _zeros(geometry.out_channels, self.dtype)
         this = plan("forward", geometry, dtype.itemsize)
-        _, self.job, _ = this.ready(1, self.dtype)
+        self.job = this.ready(1).job
         self.tables = this.tables
         self.tile_bytes, self.nbytes = this.job["tile"] * dtype.itemsize, this.nbytes(1)
 
@@ -847,11 +860,13 @@ def backward_data(dout: np.ndarray, weight: np.ndarray, geometry: Conv2dGeometry
     if not finite(1, filters):
         return False
     this = plan("backward_data", geometry, dout.itemsize)
-    workers, job, scratch = this.ready(threads, dout.dtype)
+    workers, job, nbytes, _ = ready = this.ready(threads)
     taps, phases, offset = this.tables
-    turn_weights(workers if filters.size > 65536 else 1, job, taps, this.class_of_tap, filters, scratch[0])
-    correlate(workers, job, taps, phases, offset, flat(dout), scratch[0], _zeros(geometry.channels, dout.dtype), False,
-              flat(out), scratch[1], scratch[2])
+    with memory.scratch_block(nbytes) as buffer:  # Python runs between the two kernels
+        scratch = ready.pieces(buffer, dout.dtype)
+        turn_weights(workers if filters.size > 65536 else 1, job, taps, this.class_of_tap, filters, scratch[0])
+        correlate(workers, job, taps, phases, offset, flat(dout), scratch[0], _zeros(geometry.channels, dout.dtype), False,
+                  flat(out), scratch[1], scratch[2])
     return True
 
 
@@ -861,6 +876,7 @@ def backward_weight(dout: np.ndarray, x: np.ndarray, geometry: Conv2dGeometry, o
     if not finite(1, image):
         return False
     this = plan("backward_weight", geometry, x.itemsize)
-    workers, job, scratch = this.ready(threads, x.dtype)
+    workers, job, nbytes, _ = ready = this.ready(threads)
+    scratch = ready.pieces(memory.scratch(nbytes), x.dtype)
     weight_gradient(workers, job, *this.tables, this.narrow, image, flat(dout), flat(out), *scratch[1:])
     return True

@@ -66,7 +66,7 @@ class Kernel:
         self.name = f"{function.__module__.rpartition('.')[2]}.{function.__name__}"
         self._function = function
         self._variants: dict[bool, Any] = {}
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # a signal's handler may come in between, on the same thread
         KERNELS.append(self)
 
     def variant(self, parallel: bool) -> Any:
@@ -121,7 +121,7 @@ def _stamp(dispatcher: Any) -> None:
 
 # --- threads ----------------------------------------------------------------------------------------------------------
 
-_workqueue_lock = threading.Lock()
+_workqueue_lock = threading.RLock()
 _pool_started = False
 _pool_lost = False
 

@@ -547,7 +547,9 @@ def _scratch(layout: Array, workers: int, dtype: np.dtype) -> Array:
     """The pieces of scratch of all workers, a line of cache more for each."""
     line = 64 // dtype.itemsize
     elements = int(layout["first"][0] + layout["second"][0] + layout["third"][0])
-    return memory.scratch_array("scratch memory", (workers, -(-elements // line) * line + line), dtype)
+    length = -(-elements // line) * line + line
+    nbytes = workers * length * dtype.itemsize
+    return memory.scratch(nbytes)[:nbytes].view(dtype).reshape(workers, length)
 
 
 def max_pool(x: Array, geometry: Pool2dGeometry, out: Array, indices: Array | None, threads: int) -> None:
