@@ -265,7 +265,7 @@ def lp_pool2d_backward(dout: ArrayLike, x: ArrayLike, norm_type: float, kernel_s
         raise ValueError(f"dout must have the shape of the output, {expected}, got {gradient.shape}")
     dtype = np.result_type(dtype, gradient.dtype)
     with np.errstate(all="ignore"):
-        image, gradient = (array.astype(dispatch.compute_dtype(dtype)) for array in (image, gradient))
+        image, gradient = (array.astype(dispatch.compute_dtype(dtype), order="C") for array in (image, gradient))
         total = _lp_sums(image, p, kernel_size, stride, ceil_mode)
         # d/dx (sum x**p)**(1/p) = (sum x**p)**(1/p - 1) * x**(p - 1)
         share = np.where(total == 0, 0, gradient * geometry.taps * total ** (1 / p - 1))
@@ -329,10 +329,10 @@ def max_unpool2d(x: ArrayLike, indices: ArrayLike, kernel_size: Any, stride: Any
     _check_range(places, out_size)
     planes, count = math.prod(cells.shape[:-2]), math.prod(out_size)
     memory.check_bytes(f"the result of size {out_size}", planes * count * cells.itemsize)
-    out = np.zeros((planes, count), cells.dtype.newbyteorder("="))
-    first = np.arange(planes)[:, None] * count
-    out.reshape(-1)[first + places.reshape(planes, -1)] = cells.reshape(planes, -1)
-    return out.reshape(*cells.shape[:-2], *out_size)
+    out = np.zeros((*cells.shape[:-2], *out_size), cells.dtype.newbyteorder("="))
+    first = np.arange(planes).reshape(*cells.shape[:-2], 1, 1) * count
+    out.reshape(-1)[(first + places).reshape(-1)] = cells.reshape(-1)  # in row-major order: the last one stays
+    return out
 
 
 def max_unpool2d_backward(dout: ArrayLike, indices: ArrayLike) -> Array:
@@ -359,9 +359,10 @@ def max_unpool2d_backward(dout: ArrayLike, indices: ArrayLike) -> Array:
     if places.ndim != gradient.ndim or places.shape[:-2] != gradient.shape[:-2]:
         raise ValueError(f"indices must have the batch and channels of dout, {gradient.shape}, got {places.shape}")
     _check_range(places, (gradient.shape[-2], gradient.shape[-1]))
-    planes = math.prod(places.shape[:-2])
-    flat = gradient.reshape(planes, math.prod(gradient.shape[-2:])).astype(gradient.dtype.newbyteorder("="), copy=False)
-    return np.take_along_axis(flat, places.reshape(planes, math.prod(places.shape[-2:])), axis=1).reshape(places.shape)
+    planes, count = math.prod(places.shape[:-2]), math.prod(gradient.shape[-2:])
+    first = np.arange(planes).reshape(*places.shape[:-2], 1, 1) * count
+    flat = gradient.reshape(-1).astype(gradient.dtype.newbyteorder("="), copy=False)
+    return flat[np.ascontiguousarray(first + places)]
 
 
 def _check_range(places: Array, size: Pair) -> None:

@@ -1,9 +1,9 @@
 """No kernel reads or writes outside its arrays: arrays that end, or begin, at a page that nobody may touch.
 
 A kernel that reads one element too many usually gets away with it; next to an unmapped page it is a segmentation fault.
-So every operation runs on every case twice: with all arrays (inputs, output, scratch) ending at such a page, and with
-all of them beginning behind one. Inputs lie in pages that may not be written to. A child process does it, so that a fault is
-a failure that names the call.
+So every operation runs on every case twice: with all arrays (inputs, output, scratch, what fastconv allocates for results)
+ending at such a page, and with all of them beginning behind one. Inputs lie in pages that may not be written to. A child
+process does it, so that a fault is a failure that names the call.
 """
 
 from __future__ import annotations
@@ -96,6 +96,9 @@ class Arrays:
     def out(self, shape: tuple[int, ...], dtype: Any) -> np.ndarray:
         return self._next().array(shape, dtype, self.side)
 
+    def empty(self, what: str, shape: tuple[int, ...], dtype: Any) -> np.ndarray:
+        return self.out(tuple(shape), dtype)  # in place of memory.empty
+
     def scratch(self, nbytes: int) -> np.ndarray:
         return self._scratch.bytes(nbytes, self.side, 64)  # as memory.scratch promises
 
@@ -169,6 +172,42 @@ def poolings(arrays: Arrays, cases: Any, dtype: str) -> Iterator[Call]:
                 fastconv.avg_pool2d_backward(a.copy(d), s, out=a.out(s, dtype), **how)
 
 
+def paddings(arrays: Arrays, dtype: str) -> Iterator[Call]:
+    """Padding that continues the image: a larger copy of it, and the gradient folded back."""
+    x, weight = np.ones((2, 4, 9, 11), dtype), np.ones((6, 2, 3, 3), dtype)
+    for mode in ("reflect", "replicate", "circular"):
+        how = {"padding": ((3, 1), (0, 4)), "groups": 2, "stride": (1, 2), "padding_mode": mode}
+        dout = fastconv.conv2d(x, weight, **how)
+        yield f"conv2d {mode}", lambda a=arrays, x=x, w=weight, s=dout.shape, how=how: fastconv.conv2d(
+            a.copy(x), a.copy(w), out=a.out(s, dtype), **how)
+        yield f"conv2d_backward {mode}", lambda a=arrays, d=dout, x=x, w=weight, how=how: fastconv.conv2d_backward(
+            a.copy(d), a.copy(x), a.copy(w), **how)
+
+
+def newer_poolings(arrays: Arrays, dtype: str) -> Iterator[Call]:
+    """Those without `out`: made of others, and of NumPy's indexing."""
+    for size in ((7, 5), (8, 6), (1, 1), (16, 33)):
+        x = np.ones((2, 3, *size), dtype)
+        for out in ((3, 2), (4, 3), (1, 1), (9, 40)):
+            dout = np.ones((2, 3, *out), dtype)
+            yield f"adaptive_avg_pool2d {size} {out}", lambda a=arrays, x=x, out=out: \
+                fastconv.adaptive_avg_pool2d(a.copy(x), out)
+            yield f"adaptive_max_pool2d {size} {out}", lambda a=arrays, x=x, out=out: fastconv.adaptive_max_pool2d(
+                a.copy(x), out, return_indices=True)
+            yield f"adaptive_avg_pool2d_backward {size} {out}", lambda a=arrays, d=dout, s=x.shape: \
+                fastconv.adaptive_avg_pool2d_backward(a.copy(d), s)
+    x = np.ones((2, 3, 9, 16), dtype)
+    for how in ({}, {"stride": 1}, {"ceil_mode": True}):
+        dout = fastconv.lp_pool2d(x, 2, (2, 3), **how)
+        yield f"lp_pool2d {how}", lambda a=arrays, x=x, how=how: fastconv.lp_pool2d(a.copy(x), 2, (2, 3), **how)
+        yield f"lp_pool2d_backward {how}", lambda a=arrays, d=dout, x=x, how=how: fastconv.lp_pool2d_backward(
+            a.copy(d), a.copy(x), 2, (2, 3), **how)
+    values, indices = fastconv.max_pool2d(x, 3, 2, 1, return_indices=True)
+    yield "max_unpool2d", lambda a=arrays, v=values, i=indices, s=x.shape: fastconv.max_unpool2d(
+        a.copy(v), a.copy(i), 3, 2, 1, output_size=s)
+    yield "max_unpool2d_backward", lambda a=arrays, d=x, i=indices: fastconv.max_unpool2d_backward(a.copy(d), a.copy(i))
+
+
 def everything(arrays: Arrays, backend: str, core: bool) -> Iterator[Call]:
     algorithms = {operation: fastconv.dispatch.algorithms(operation, backend)
                   for operation in ("forward", "backward_data", "backward_weight")}
@@ -177,6 +216,8 @@ def everything(arrays: Arrays, backend: str, core: bool) -> Iterator[Call]:
         yield from transposed(arrays, TRANSPOSE_CASES, dtype)
         yield from lowerings(arrays, CORE_CONV_CASES if core else LOWERING_CASES, dtype)
         yield from poolings(arrays, CORE_POOL_CASES if core else POOL_CASES, dtype)
+        yield from paddings(arrays, dtype)
+        yield from newer_poolings(arrays, dtype)
 
 
 def main(backend: str, isa: str, log: str) -> int:
@@ -190,7 +231,9 @@ def main(backend: str, isa: str, log: str) -> int:
         for side in SIDES:
             arrays = Arrays(side)
             memory.scratch = arrays.scratch
+            kept = memory.empty
             for name, call in everything(arrays, backend, core=backend == "numba"):
+                memory.empty = arrays.empty  # for this call, not for the shapes of the next one
                 note.write(f"{side} {name}\n")
                 arrays.begin()
                 try:
@@ -198,6 +241,8 @@ def main(backend: str, isa: str, log: str) -> int:
                     count += 1
                 except NotImplementedError:
                     pass  # test_conv.py tells which algorithms may refuse what
+                finally:
+                    memory.empty = kept
     return count
 
 

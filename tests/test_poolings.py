@@ -128,6 +128,22 @@ def test_unpooling() -> None:
     np.testing.assert_array_equal(fastconv.max_unpool2d(values[0], indices[0], 2, output_size=(7, 6)), out[0])
 
 
+def test_results_are_contiguous_and_own_their_memory() -> None:
+    """Whatever the order of the inputs, and without images as well."""
+    for batch in (0, 2):
+        x = np.asfortranarray(np.ones((batch, 3, 6, 8)))
+        values, indices = fastconv.max_pool2d(x, 2, return_indices=True)
+        values, indices = np.asfortranarray(values), np.asfortranarray(indices)
+        for result in (fastconv.adaptive_avg_pool2d(x, (3, 5)), fastconv.adaptive_avg_pool2d_backward(values, x.shape),
+                       *fastconv.adaptive_max_pool2d(x, (3, 5), True), fastconv.lp_pool2d(x, 2, 2),
+                       fastconv.lp_pool2d_backward(values, x, 2, 2), fastconv.max_unpool2d(values, indices, 2),
+                       fastconv.max_unpool2d_backward(x, indices)):
+            assert result.flags.c_contiguous
+            assert result.flags.owndata
+            assert result.flags.writeable
+            assert len(result) == batch
+
+
 def test_unpooling_by_hand() -> None:
     cells = np.array([[[1, 2], [3, 4]]])
     assert fastconv.max_unpool2d(cells, [[[0, 0], [5, 6]]], 2).tolist() == [

@@ -4,7 +4,7 @@ One example is one problem: shapes with zeros and ones, every form of padding, s
 memory, values that are not finite, `out=` inside larger arrays, threads. All backends, ISA modules and algorithms that can
 do it compute it, and what they give is compared with one result of the reference in float64.
 
-A search: ``pytest tests/test_properties.py --hypothesis-profile=long`` (10,000 examples of each of ten operations, hours).
+A search: ``pytest tests/test_properties.py --hypothesis-profile=long`` (10,000 examples of each operation, hours).
 What it finds becomes a case of cases.py or a test of its own, so that it stays found.
 """
 
@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -333,6 +333,30 @@ def test_conv_transpose2d(problem, extra):
                    problem.dtype)
 
 
+@given(problem=convolutions(), mode=st.sampled_from(["reflect", "replicate", "circular"]),
+       operation=st.sampled_from(["forward", "backward_data", "backward_weight"]))
+def test_padding_modes(problem, mode, operation):
+    assert problem.weight is not None
+    name, shapes, rest = {
+        "forward": ("conv2d", (problem.x, problem.weight), ()),
+        "backward_data": ("conv2d_backward_data", (output_of(problem), problem.weight), (problem.x,)),
+        "backward_weight": ("conv2d_backward_weight", (output_of(problem), problem.x), (problem.weight,))}[operation]
+    inputs = problem.setting.values(shapes, problem.dtype)
+    how = {**problem.arguments, "padding_mode": mode}
+
+    def call(function):
+        return lambda *arrays, **k: function(*arrays, *rest, **how, **k)
+
+    try:
+        check, shape = checker(problem, call(getattr(reference, name)), inputs,
+                               weight_gradient=operation == "backward_weight")
+    except ValueError:  # more padding than image
+        with pytest.raises(ValueError, match="padding"):
+            call(getattr(fastconv, name))(*inputs)
+        return
+    run_everywhere(problem, operation, check, call(getattr(fastconv, name)), inputs, shape, problem.dtype)
+
+
 def lowered(problem: Problem) -> np.ndarray:
     return reference.im2col(np.zeros(problem.x), **problem.arguments)
 
@@ -419,6 +443,112 @@ def test_avg_pool2d_backward(problem):
     inputs = problem.setting.values((shape,), problem.dtype)
     how = {**problem.arguments, **problem.options["average"]}
     averages(problem, lambda function: lambda dout, **k: function(dout, problem.x, **how, **k), "avg_pool2d_backward", inputs)
+
+
+# Poolings that are made of others: no `out`, and their definitions as loops.
+
+
+@st.composite
+def adaptive_poolings(draw: st.DrawFn) -> Problem:
+    size = draw(st.tuples(st.integers(1, 20), st.integers(1, 20)))
+    image = (draw(batches), draw(st.integers(1, 4)), *size)
+    setting = replace(draw(settings_of_calls), out="")
+    return Problem(image if draw(st.booleans()) else image[1:], None,
+                   {"output_size": draw(st.tuples(st.integers(1, 9), st.integers(1, 9)))},
+                   draw(st.sampled_from([*FLOATS[:2] * 3, "float16", *INTEGERS])), setting, {"ties": draw(st.booleans())})
+
+
+def adaptive_windows(size: tuple[int, ...], out: tuple[int, int]) -> Iterator[tuple[tuple[int, int], tuple[slice, slice]]]:
+    """Places of the output, and the rows and columns of their windows."""
+    for i, j in np.ndindex(out):
+        rows, columns = (slice(k * n // o, -(-(k + 1) * n // o)) for k, n, o in zip((i, j), size, out, strict=True))
+        yield (i, j), (rows, columns)
+
+
+@given(problem=adaptive_poolings())
+def test_adaptive_pooling(problem):
+    x, = problem.setting.values((problem.x,), problem.dtype)
+    if problem.options["ties"]:
+        x = np.where(np.isfinite(x), np.round(np.clip(x, -1, 1)), x).astype(problem.dtype)
+    out = problem.arguments["output_size"]
+    shape = (*problem.x[:-2], *out)
+    mean, spread, values, places = np.empty(shape), np.empty(shape), np.empty(shape, x.dtype), np.empty(shape, np.int64)
+    for (i, j), (rows, columns) in adaptive_windows(problem.x[-2:], out):
+        part = x[..., rows, columns]
+        first = part.reshape(*shape[:-2], part.shape[-2] * part.shape[-1]).argmax(axis=-1)  # the first one; NaN if there is any
+        down, right = np.divmod(first, part.shape[-1])
+        places[..., i, j] = (down + rows.start) * problem.x[-1] + right + columns.start
+        values[..., i, j] = part.max(axis=(-2, -1))
+        with np.errstate(all="ignore"):
+            mean[..., i, j] = wide(part).mean(axis=(-2, -1))
+        spread[..., i, j] = squares(part).mean(axis=(-2, -1))
+    exactly = np.testing.assert_array_equal
+    run_everywhere(problem, None, lambda got, _: exactly(got, values),
+                   lambda x: fastconv.adaptive_max_pool2d(x, out), [x], shape, problem.dtype)
+    run_everywhere(problem, None, lambda got, _: exactly(got, places),
+                   lambda x: fastconv.adaptive_max_pool2d(x, out, return_indices=True)[1], [x], shape, np.int64)
+    run_everywhere(problem, None, lambda got, _: assert_close(got, mean, spread, "direct"),
+                   lambda x: fastconv.adaptive_avg_pool2d(x, out), [x], shape,
+                   problem.dtype if x.dtype.kind == "f" else "float64")
+
+
+@given(problem=adaptive_poolings())
+def test_adaptive_avg_pool2d_backward(problem):
+    out = problem.arguments["output_size"]
+    dout, = problem.setting.values(((*problem.x[:-2], *out),), problem.dtype)
+    want, spread = np.zeros(problem.x), np.zeros(problem.x)
+    with np.errstate(all="ignore"):
+        for (i, j), (rows, columns) in adaptive_windows(problem.x[-2:], out):
+            count = (rows.stop - rows.start) * (columns.stop - columns.start)
+            want[..., rows, columns] += wide(dout)[..., i:i + 1, j:j + 1] / count
+            spread[..., rows, columns] += squares(dout)[..., i:i + 1, j:j + 1] / count
+    run_everywhere(problem, None, lambda got, _: assert_close(got, want, spread, "direct"),
+                   lambda dout: fastconv.adaptive_avg_pool2d_backward(dout, problem.x), [dout], problem.x,
+                   problem.dtype if dout.dtype.kind == "f" else "float64")
+
+
+@given(problem=poolings(), p=st.sampled_from([1, 2, 3, 2.5]))
+def test_lp_pooling(problem, p):
+    """And its gradient; of positive numbers, so that there is a root."""
+    kernel, stride, ceil_mode = (problem.arguments[name] for name in ("kernel_size", "stride", "ceil_mode"))
+    problem = replace(problem, setting=replace(problem.setting, out="", special=0))
+    geometry = pool2d_geometry(np.maximum(problem.x, (0, 1, *np.broadcast_to(kernel, 2))).tolist(), kernel, stride, 0, 1,
+                               ceil_mode)
+    dtype = problem.dtype if np.dtype(problem.dtype).kind == "f" else "float64"
+    x, dout = (np.abs(array) + array.dtype.type(1) for array in problem.setting.values(
+        (geometry.input_shape, geometry.output_shape), dtype))
+    average = {"kernel_size": kernel, "stride": stride, "ceil_mode": ceil_mode}
+    total = reference.avg_pool2d(wide(x) ** p, **average) * geometry.taps
+    share = wide(dout) * geometry.taps * total ** (1 / p - 1)
+    dx = reference.avg_pool2d_backward(share, x.shape, **average) * wide(x) ** (p - 1)
+    limit = {"float16": 4e-3, "float32": 1e-5, "float64": 1e-12}[dtype]
+
+    def check(want):
+        return lambda got, _: np.testing.assert_allclose(got, want, rtol=limit, atol=limit * np.abs(want).max(initial=0))
+
+    run_everywhere(problem, None, check(total ** (1 / p)), lambda x: fastconv.lp_pool2d(x, p, kernel, stride, ceil_mode), [x],
+                   total.shape, dtype)
+    run_everywhere(problem, None, check(dx), lambda dout, x: fastconv.lp_pool2d_backward(dout, x, p, kernel, stride, ceil_mode),
+                   [dout, x], x.shape, dtype)
+
+
+@given(problem=adaptive_poolings(), extra=st.tuples(st.integers(0, 2), st.integers(0, 2)))
+def test_unpooling(problem, extra):
+    """Of any cells with any indices, and its gradient."""
+    size = tuple(3 * n - e for n, e in zip(problem.x[-2:], extra, strict=True))
+    shape = (*problem.x[:-2], *size)
+    x, dout = problem.setting.values((problem.x, shape), problem.dtype)
+    places = np.random.default_rng(problem.setting.seed).integers(0, size[0] * size[1], problem.x)
+    want, back = np.zeros(shape, x.dtype), np.zeros(x.shape, x.dtype)
+    for index in np.ndindex(x.shape):  # the last one stays
+        to = (*index[:-2], *divmod(int(places[index]), size[1]))
+        want[to] = x[index]
+        back[index] = dout[to]
+    exactly = np.testing.assert_array_equal
+    run_everywhere(problem, None, lambda got, _: exactly(got, want),
+                   lambda x, places: fastconv.max_unpool2d(x, places, 3, output_size=size), [x, places], shape, problem.dtype)
+    run_everywhere(problem, None, lambda got, _: exactly(got, back),
+                   lambda dout, places: fastconv.max_unpool2d_backward(dout, places), [dout, places], x.shape, problem.dtype)
 
 
 def averages(problem: Problem, call: Callable[..., Any], name: str, inputs: list[np.ndarray]) -> None:
