@@ -12,11 +12,14 @@ from importlib.util import find_spec
 import pytest
 from processes import output_of
 
+from fastconv.options import backend_available
+
 #: Calls of every kind with answers that are known, for the scripts below: small, with threads, through every algorithm.
 WORK = '''
 import os, sys, threading, time, warnings
 import numpy as np
 import fastconv
+from fastconv.options import current
 
 rng = np.random.default_rng(0)
 x = rng.standard_normal((4, 16, 40, 41)).astype("f4")
@@ -24,14 +27,21 @@ w = rng.standard_normal((16, 16, 3, 3)).astype("f4")
 tiny, filters = x[:1, :3, :8, :8].copy(), w[:4, :3].copy()
 
 def compute():
-    names = ("auto", "direct", "im2col", "implicit_gemm", "winograd")
+    names = ("auto", *fastconv.dispatch.algorithms("forward", current().backend))
     out = [fastconv.conv2d(x, w, padding=1, algorithm=name) for name in names]
     out += fastconv.conv2d_backward(out[0], x, w, padding=1)
     values, where = fastconv.max_pool2d(x, 3, 2, 1, return_indices=True)
     out += [values, where, fastconv.max_pool2d_backward(values, where, x.shape), fastconv.avg_pool2d(x, 3)]
     out += [fastconv.avg_pool2d_backward(values, x.shape, 3, 2, 1), fastconv.conv2d(tiny, filters, padding=1)]
     col = fastconv.im2col(x, 3, 3)
-    return out + [col, fastconv.col2im(col, x.shape, 3, 3), fastconv.conv_transpose2d(x, w, stride=2)]
+    out += [col, fastconv.col2im(col, x.shape, 3, 3), fastconv.conv_transpose2d(x, w, stride=2)]
+    packed = fastconv.pack_weight(w, x.shape, 1, 1)
+    out += [fastconv.conv2d(x, packed, None, 1, 1), fastconv.conv2d(x, w, padding=2, padding_mode="reflect")]
+    out += fastconv.adaptive_max_pool2d(x, (7, 5), return_indices=True)
+    mean = fastconv.adaptive_avg_pool2d(x, (7, 5))
+    out += [mean, fastconv.adaptive_avg_pool2d_backward(mean, x.shape), fastconv.lp_pool2d(x, 2, 3)]
+    out += [fastconv.max_unpool2d(values, where, 3, 2, 1, output_size=x.shape), fastconv.max_unpool2d_backward(x, where)]
+    return out + [fastconv.lp_pool2d_backward(fastconv.lp_pool2d(x, 2, 3), x, 2, 3), fastconv.global_max_pool2d(x)]
 
 def same(want):
     return all(np.array_equal(a, b) for a, b in zip(compute(), want, strict=True))
@@ -73,8 +83,11 @@ if __name__ == "__main__":
     assert output_of(script, method) == "[True, True]\n[True, True, True] True\n"
 
 
-def test_many_threads_call_everything_while_others_change_the_settings():
+@pytest.mark.parametrize("backend", ["cython", "numba"])
+def test_many_threads_call_everything_while_others_change_the_settings(backend):
     """16 threads for a few seconds; STRESS_SECONDS makes it longer."""
+    if not backend_available(backend):
+        pytest.skip(f"{backend} is not installed")
     printed = output_of(WORK + '''
 from concurrent.futures import ThreadPoolExecutor
 fastconv.options(num_threads=2)
@@ -103,7 +116,7 @@ with ThreadPoolExecutor(16) as pool:
     results = list(pool.map(work, range(16)))
 wrong = [result for result in results if isinstance(result, str)]
 print(wrong, same(want))
-''', os.environ.get("STRESS_SECONDS", "3"), timeout=300)
+''', os.environ.get("STRESS_SECONDS", "3"), timeout=300, FASTCONV_BACKEND=backend)
     assert printed == "[] True\n"
 
 
