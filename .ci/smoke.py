@@ -1,7 +1,8 @@
 """A smoke test without pytest, for emulators and empty environments: every operation, algorithm and case once.
 
-Usage: python .ci/smoke.py [CASES], where CASES is the path of tests/cases.py; fastconv is the one that Python finds. The
-results are compared with the reference in float64; rule 14's tolerances, and no more than a few seconds on real hardware.
+Usage: python .ci/smoke.py [CASES [ISA...]], where CASES is the path of tests/cases.py, and ISA an instruction set (all that
+this CPU can run, by default); fastconv is the one that Python finds. The results are compared with the reference in float64;
+rule 14's tolerances, and no more than a few seconds on real hardware.
 """
 
 from __future__ import annotations
@@ -86,10 +87,10 @@ def poolings(case: Any, dtype: str, rng: np.random.Generator) -> int:
     return 5
 
 
-def main(path: str = "tests/cases.py") -> None:
+def main(path: str = "tests/cases.py", *isas: str) -> None:
     cases = load(Path(path))
     rng = np.random.default_rng(0)
-    for isa in native.available_isas():
+    for isa in dict.fromkeys(isas) or native.available_isas():
         count = 0
         with native.using_isa(isa), fastconv.options(backend="cython"):
             for dtype in LIMITS:
