@@ -299,11 +299,12 @@ class CythonBackend(NumpyBackend):
         kernels, tile, phases = self._kernels(), winograd.best_tile("packed", geometry), winograd.of_phases(geometry, 1)
         nbytes = kernels.winograd_pack_bytes(tile, phases, weight.itemsize)
         transformed = memory.aligned_bytes("the packed weight", nbytes)
-        split = weight
-        if geometry.stride != (1, 1):
-            split = memory.scratch_array("the phases of the weight", phases.weight_shape, weight.dtype)
-            self.im2col(weight, winograd.split(geometry, 1)[1], "columns", 0, split, 1)
-        kernels.winograd_pack(tile, split, phases, transformed)
+        if geometry.stride == (1, 1):
+            kernels.winograd_pack(tile, weight, phases, transformed)
+        else:
+            with memory.scratch_array("the phases of the weight", phases.weight_shape, weight.dtype) as split:
+                self.im2col(weight, winograd.split(geometry, 1)[1], "columns", 0, split, 1)
+                kernels.winograd_pack(tile, split, phases, transformed)
         return WinogradFilters(tile, weight, transformed)
 
     def winograd_packed(self, x: Array, filters: WinogradFilters, bias: Array | None, relu: bool,
@@ -311,25 +312,25 @@ class CythonBackend(NumpyBackend):
         def direct(x: Array, geometry: Conv2dGeometry, out: Array, budget: Budget) -> None:
             self.direct_forward(x, filters.weight, bias, relu, geometry, out, budget)
 
-        scratch, weight = memory.scratch(budget.nbytes), filters.weight
-        images = winograd.images_at_once(geometry)
+        images, weight = winograd.images_at_once(geometry), filters.weight
         image_bytes, filter_bytes = _phase_bytes(geometry, winograd.of_phases(geometry, images), x.dtype)
-        work = scratch[image_bytes + filter_bytes:]
-        if filter_bytes:
-            weight = scratch[image_bytes:image_bytes + filter_bytes].view(x.dtype)
-            if filters.transformed is None:
-                self.im2col(filters.weight, winograd.split(geometry, 1)[1], "columns", 0, weight, budget.threads)
         spoiled = {}
-        for start in range(0, max(geometry.batch, 1), images):
-            part = replace(geometry, batch=min(images, geometry.batch - start))
-            phases = source = x[start:start + images]
-            if image_bytes:
-                phases = scratch[:image_bytes].view(x.dtype)
-                self.im2col(source, winograd.split(geometry, part.batch)[0], "columns", 0, phases, budget.threads)
-            spoiled[part, start] = self._kernels().winograd_convolve(
-                filters.tile, phases, weight, filters.transformed, bias, relu, False,
-                winograd.of_phases(geometry, part.batch), out[start:start + images], work, budget.threads)
-        for (part, start), rows in spoiled.items():  # which takes the scratch
+        with memory.scratch_block(budget.nbytes) as scratch:
+            work = scratch[image_bytes + filter_bytes:]
+            if filter_bytes:
+                weight = scratch[image_bytes:image_bytes + filter_bytes].view(x.dtype)
+                if filters.transformed is None:
+                    self.im2col(filters.weight, winograd.split(geometry, 1)[1], "columns", 0, weight, budget.threads)
+            for start in range(0, max(geometry.batch, 1), images):
+                part = replace(geometry, batch=min(images, geometry.batch - start))
+                phases = source = x[start:start + images]
+                if image_bytes:
+                    phases = scratch[:image_bytes].view(x.dtype)
+                    self.im2col(source, winograd.split(geometry, part.batch)[0], "columns", 0, phases, budget.threads)
+                spoiled[part, start] = self._kernels().winograd_convolve(
+                    filters.tile, phases, weight, filters.transformed, bias, relu, False,
+                    winograd.of_phases(geometry, part.batch), out[start:start + images], work, budget.threads)
+        for (part, start), rows in spoiled.items():  # which takes scratch of its own
             stop = start + part.batch
             self._recompute("forward", direct, x[start:stop], part, out[start:stop], budget, filters.tile, rows)
 

@@ -47,6 +47,9 @@ def calls(algorithms: dict[str, tuple[str, ...]]) -> Iterator[tuple[str, Call]]:
             if limit is None or name == "im2col":
                 yield f"backward_weight {name} {limit}", lambda f, a=name, b=limit: [limited(
                     b, fastconv.conv2d_backward_weight, dout * f, x, weight.shape, algorithm=a, **how)]
+    if "winograd" in algorithms["forward"]:  # through the phases of the image
+        many = rng.standard_normal((4, 3, 5, 5))
+        yield "strided winograd", lambda f: [fastconv.conv2d(x * f, many, stride=2, padding=2, algorithm="winograd")]
     yield "backward", lambda f: list(fastconv.conv2d_backward(dout * f, x, weight, **how))
     yield "integers", lambda f: [fastconv.conv2d((x * f * 9).astype(int), (weight * 9).astype(int), **how)]
     yield "infinite", lambda f: [fastconv.conv2d_backward_data(dout * f, weight * np.inf, x.shape, **how)]
