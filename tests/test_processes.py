@@ -138,8 +138,8 @@ for name, call in calls.items():
     call()
     for wait in (0.001, 0.02):
         timer = threading.Timer(wait, os.kill, (os.getpid(), signal.SIGINT))
-        timer.start()
         try:
+            timer.start()
             while True:
                 call()
         except KeyboardInterrupt:
