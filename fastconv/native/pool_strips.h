@@ -46,14 +46,24 @@ FC_UNROLL
     return s;
 }
 
-/* Cell j of each of LANES windows: row[j + stride*lane]. Reads nothing behind the last window's last cell. */
-FC_INLINE VEC FC_NAME(cells)(const int stride, const FC_T *row, int j)
+/* Cells 0 to kw - 1 of each of LANES windows: cells[j] = row[j + sw*lane]. Reads nothing behind the last window's last cell. */
+FC_INLINE void FC_NAME(load_cells)(const int kw, const int sw, const FC_T *row, VEC *cells)
 {
-    if (stride == 1)
-        return FC_NAME(load)(row + j);
-    if (j == 0)
-        return FC_NAME(evens)(FC_NAME(load)(row), FC_NAME(load)(row + LANES));
-    return FC_NAME(odds)(FC_NAME(load)(row + j - 1), FC_NAME(load)(row + j - 1 + LANES));
+    if (sw == 1) {
+FC_UNROLL
+        for (int j = 0; j < kw; j++) {
+            cells[j] = FC_NAME(load)(row + j);
+            FC_HOLD(cells[j]);
+        }
+        return;
+    }
+    VEC a = FC_NAME(load)(row), b = FC_NAME(load)(row + LANES);
+    FC_HOLD(a);
+    FC_HOLD(b);
+    cells[0] = FC_NAME(evens)(a, b);
+    cells[1] = FC_NAME(odds)(a, b);
+    if (kw == 3) /* the first cells, one window on */
+        cells[2] = FC_NAME(next)(cells[0], FC_NAME(all)(row[2 * LANES]));
 }
 
 FC_INLINE PART FC_NAME(better)(const int what, PART old, PART new)
@@ -80,9 +90,11 @@ FC_INLINE PART FC_NAME(across)(const int what, const int kw, const int sw, const
                                const FC_T *row)
 {
     PART best = {{0}, {0}};
+    VEC cells[FC_STRIP_TAPS];
+    FC_NAME(load_cells)(kw, sw, row, cells);
 FC_UNROLL
     for (int j = 0; j < kw; j++) {
-        PART cell = {FC_NAME(cells)(sw, row, j), FC_NAME(iall)(j)};
+        PART cell = {cells[j], FC_NAME(iall)(j)};
         if (edge)
             cell.value = FC_NAME(pick)(s->inside[j], cell.value, FC_NAME(nothing)(what));
         if (edge && j == 0)
@@ -262,7 +274,7 @@ static void FC_NAME(pool_strips)(const fc_pooling *p, const fc_strips *plan, ptr
                     .step = line / strips,
                     .step_out = p->ow * size / strips,
                     .step_indices = p->ow * 8 / strips};
-    const ptrdiff_t distance = plan->band * line > FC_BAND_BYTES / 2 ? plan->band * line : FC_BAND_BYTES / 2;
+    const ptrdiff_t distance = fc_max(FC_AHEAD_BYTES, plan->band * line);
     while (first < stop) {
         walk.rows = p->oh - walk.row < plan->band ? p->oh - walk.row : plan->band;
         walk.rows = stop - first < walk.rows ? stop - first : walk.rows;

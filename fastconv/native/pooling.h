@@ -51,7 +51,8 @@ typedef struct {
 } fc_walk;
 
 enum {
-    FC_BAND_BYTES = 16384, /* input of the rows that strips walk down together: strips side by side share its lines */
+    FC_BAND_BYTES = 8192, /* input of the rows that strips walk down together: strips side by side share its lines */
+    FC_AHEAD_BYTES = 16384, /* of input, to prefetch */
     FC_BAND_ROWS = 8       /* but at least so many, because the first rows of a band are read twice */
 };
 
@@ -223,7 +224,7 @@ static fc_chosen fc_plan_chosen(const fc_pooling *p, ptrdiff_t itemsize, int win
     enum { CHUNK_BYTES = 8192 };
     const ptrdiff_t lanes = FC_VECTOR_BYTES / itemsize, row = 2 * p->w * itemsize;
     fc_chosen a = {0};
-    a.band = FC_BAND_BYTES / row > FC_BAND_ROWS ? FC_BAND_BYTES / row : FC_BAND_ROWS;
+    a.band = fc_max(2 * FC_BAND_BYTES / row, FC_BAND_ROWS);
     a.band = a.band < p->oh ? a.band : p->oh;
     a.copy = fc_round_up(a.band * (p->ow + 2) + 2, lanes) + 2 * lanes;
     a.cells = 2 * (a.band + 1) * p->w;
