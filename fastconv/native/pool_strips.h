@@ -263,11 +263,65 @@ WALKS(2, 2, 1, 1)
 /* By what, window (fc_strip_window), and whether some columns lie outside the image. */
 static const FC_NAME(walk_fn) FC_NAME(walk_table)[3][4][2] = {WALK_TABLE(MAX), WALK_TABLE(PLACE), WALK_TABLE(SUM)};
 
+/* Rows of windows of 2x2 with stride 2 share nothing: row by row, in the order of memory. All windows lie in the image, and a
+ * row has LANES of them at least. */
+FC_INLINE void FC_NAME(pair_rows)(const int what, const fc_pooling *pooling, ptrdiff_t first, ptrdiff_t stop, fc_sink *out,
+                                  fc_sink *indices)
+{
+    const fc_pooling here = *pooling, *const p = &here; /* a copy that no store can change */
+    const ptrdiff_t w = p->w, ow = p->ow;
+    const IVEC columns = FC_NAME(count)() * 2;
+    ptrdiff_t plane = first / p->oh, y = first % p->oh;
+    for (; first < stop; first++) {
+        const FC_T *const row = (const FC_T *)p->x + (plane * p->h + 2 * y) * w;
+        const FC_T *const divisors = (const FC_T *)p->divisors + (what == FC_POOL_SUM ? p->divisor[y] * p->divisor_step : 0);
+        for (ptrdiff_t q = 0;; q = q + 2 * LANES <= ow ? q + LANES : ow - LANES) { /* the last ones maybe a second time */
+            if (p->streams)
+FC_UNROLL
+                for (int i = 0; i < 2 * FC_BYTES / 64 || !i; i++) {
+                    __builtin_prefetch((const char *)(row + 2 * q) + (FC_AHEAD_BYTES / 2) + 64 * i);
+                    __builtin_prefetch((const char *)(row + w + 2 * q) + (FC_AHEAD_BYTES / 2) + 64 * i);
+                }
+            PART best = FC_NAME(across)(what, 2, 2, 0, NULL, row + 2 * q);
+            PART below = FC_NAME(across)(what, 2, 2, 0, NULL, row + w + 2 * q);
+            if (what == FC_POOL_PLACE) {
+                const IVEC place = columns + (FC_INT)(2 * (y * w + q));
+                best.place += place;
+                below.place += place + (FC_INT)w;
+            }
+            best = FC_NAME(better)(what, best, below);
+            if (what == FC_POOL_SUM)
+                best.value /= FC_NAME(load)(divisors + q);
+            FC_NAME(store)((FC_T *)out->at + q, best.value);
+            if (what == FC_POOL_PLACE)
+                FC_NAME(store_places)((int64_t *)indices->at + q, best.place);
+            if (q == ow - LANES)
+                break;
+        }
+        fc_written(out, ow * (ptrdiff_t)sizeof(FC_T));
+        if (what == FC_POOL_PLACE)
+            fc_written(indices, ow * 8);
+        if (++y == p->oh) {
+            y = 0;
+            plane++;
+        }
+    }
+}
+
 /* Rows [first, stop) of output, counted through all planes. */
 static void FC_NAME(pool_strips)(const fc_pooling *p, const fc_strips *plan, ptrdiff_t first, ptrdiff_t stop,
                                  fc_sink *out, fc_sink *indices)
 {
     const ptrdiff_t size = (ptrdiff_t)sizeof(FC_T), strips = plan->strips;
+    if (plan->window == 0 && strips > 1 && !p->top && !p->left && 2 * p->oh <= p->h && 2 * p->ow <= p->w) {
+        if (p->what == FC_POOL_MAX)
+            FC_NAME(pair_rows)(FC_POOL_MAX, p, first, stop, out, indices);
+        else if (p->what == FC_POOL_PLACE)
+            FC_NAME(pair_rows)(FC_POOL_PLACE, p, first, stop, out, indices);
+        else
+            FC_NAME(pair_rows)(FC_POOL_SUM, p, first, stop, out, indices);
+        return;
+    }
     const ptrdiff_t line = p->w * p->sh * size; /* input of one row of output */
     fc_walk walk = {.plane = first / p->oh,
                     .row = first % p->oh,
