@@ -24,6 +24,7 @@ from processes import start
 
 import fastconv
 from fastconv import memory
+from fastconv.functional import relu_backward
 from fastconv.geometry import LAYOUTS
 
 PAGE = mmap.PAGESIZE
@@ -208,6 +209,12 @@ def newer_poolings(arrays: Arrays, dtype: str) -> Iterator[Call]:
     yield "max_unpool2d_backward", lambda a=arrays, d=x, i=indices: fastconv.max_unpool2d_backward(a.copy(d), a.copy(i))
 
 
+def activations(arrays: Arrays, dtype: str) -> Iterator[Call]:
+    for size in (1, 7, 16, 37, 70_003):
+        y = np.ones(size, dtype)
+        yield f"relu_backward {size}", lambda a=arrays, y=y: relu_backward(a.copy(y), a.copy(y))
+
+
 def everything(arrays: Arrays, backend: str, core: bool) -> Iterator[Call]:
     algorithms = {operation: fastconv.dispatch.algorithms(operation, backend)
                   for operation in ("forward", "backward_data", "backward_weight")}
@@ -218,6 +225,7 @@ def everything(arrays: Arrays, backend: str, core: bool) -> Iterator[Call]:
         yield from poolings(arrays, CORE_POOL_CASES if core else POOL_CASES, dtype)
         yield from paddings(arrays, dtype)
         yield from newer_poolings(arrays, dtype)
+        yield from activations(arrays, dtype)
 
 
 def main(backend: str, isa: str, log: str) -> int:
