@@ -275,6 +275,8 @@ _FLAT = 11.0  # implicit GEMM: to copy the rows that a panel sees, for each chan
 _DOTS, _DOT = 4.0, 2.0  # implicit GEMM: inner products for pixels that do not fill a vector, and each of them, in pixels
 _OUT = 80.0  # to begin and end the sums of a tile's pixels of one channel, and to write them to memory
 _STORE = 70.0  # direct: the same by way of scratch, as tiles that cross the ends of rows are
+_UNROLLED_PART, _UNROLLED_BYTES = 8, 196608  # direct: where each column of taps has a copy of its own (direct.pxi),
+_COPY = 12.0  # and to copy a row for one of them
 _SPARSE = 0.25  # direct backward weight: what its copies cost where few taps share them
 _ACROSS = 1.2  # direct backward weight: to add up the lanes of its sums
 _SINGLE = 3.0  # direct backward data: one output channel, whose FMAs wait for each other and for loads
@@ -306,6 +308,11 @@ def estimate(algorithm: str, operation: str, geometry: Conv2dGeometry) -> float:
             return _SINGLE if operation == "backward_data" else 1.0
         if operation == "backward_weight":
             return _ACROSS * waste + _SPARSE * (geometry.stride != (1, 1) or geometry.taps == 1)
+        copies = geometry.kernel[1] * (height + (geometry.kernel[0] - 1) * geometry.dilation[0] // geometry.stride[0])
+        if (operation in ("forward", PACKED) and geometry.stride[1] == 1 and _UNROLLED_PART * (length - width) >= width
+                and terms // geometry.taps * copies * width * 4 <= _UNROLLED_BYTES):  # a copy for each column of taps
+            whole = -(-height * width // _LANES) * _LANES / (height * width)
+            return whole + _COPY * copies / (rows * geometry.taps * height * width / _LANES) + _OUT / (_PANEL_FMAS * terms)
         apart = 0.0
         if operation == "backward_data":
             apart = _SPREAD * (geometry.stride != (1, 1)) + _SPARSE * (geometry.taps == 1) + turn

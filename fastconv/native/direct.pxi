@@ -10,6 +10,10 @@
 # hand side is never built. Between two rows p passes over L - OW positions that are no output pixels; what is computed
 # there is thrown away, and costs (L - OW)/L.
 #
+# Where the positions between rows are many and the copies cheap (small images, few taps' rows), each column of taps has a
+# copy of its own, which begins with the cells that it sees: then rows of OW cells follow each other without anything
+# between them, and a band is one run of output pixels.
+#
 # Stride s: the copy is split by phase, one plane for each residue of a tap modulo s, so that every tap is a shift again.
 # Dilation is only another table.
 # Backward data is the same product on the output gradient: the input pixels of one parity class (their padded row and
@@ -88,6 +92,8 @@ cdef enum:
     REDUCTION = 256       # terms that are added up in a register before they go to the output tile
     TURNED_AT_ONCE = 16   # channels whose weights are turned together
     COPY_WORK = 256       # products with each cell of a band that are worth another copy of it
+    UNROLLED_PART = 8     # columns of taps are copied where so many times the positions between two rows are a row,
+    UNROLLED_BYTES = 196608  # and the copies of an image are no larger
     FEW_ROWS = 2          # up to so many output planes of a group are computed row by row, not in tiles of channels
     CHUNK_PIXELS = 2048   # backward weight: pixels of one chunk, whose sum stays in registers
     BLOCK_ROWS = 126      # backward weight: the most output channels of one item,
@@ -105,6 +111,7 @@ cdef struct Flat:
     Py_ssize_t* phase_h
     Py_ssize_t* phase_w
     Py_ssize_t length                # L, the row length
+    bint unrolled                    # each column of taps has a slot of its own, with rows of OW cells
     Py_ssize_t halo                  # rows of a band beyond its positions
     Py_ssize_t band                  # positions (rows of output) in a full band
     Py_ssize_t plane                 # elements of one slot's plane in a full band
@@ -203,12 +210,16 @@ cdef ptrdiff_t* fill_tap_tables(Flat* f, const Window* v, Py_ssize_t channels, c
     slot_w = slot_h + v.kh
     at = offset = <ptrdiff_t*> (slot_w + v.kw)
     residues(v.kh, v.dh, v.sh, f.phase_h, slot_h)
-    residues(v.kw, v.dw, v.sw, f.phase_w, slot_w)
+    if f.unrolled:
+        for j in range(v.kw):
+            slot_w[j], f.phase_w[j] = j, j * v.dw
+    else:
+        residues(v.kw, v.dw, v.sw, f.phase_w, slot_w)
     for c in range(channels):
         for i in range(v.kh):
             for j in range(v.kw):
                 at[0] = (((c * f.slots_h + slot_h[i]) * f.slots_w + slot_w[j]) * f.plane
-                         + i * v.dh // v.sh * f.length + j * v.dw // v.sw)
+                         + i * v.dh // v.sh * f.length + (0 if f.unrolled else j * v.dw // v.sw))
                 at += 1
     return offset
 
@@ -394,7 +405,7 @@ cdef void correlate_item(const Correlation* job, Py_ssize_t item, const real* so
             continue
         p = (most(q0, taps.first_h) - q0) * f.length + taps.first_w - job.base_j
         end = (least(q1, taps.last_h) - 1 - q0) * f.length + taps.last_w - job.base_j
-        by_row = rows_fit_tiles(taps.last_w - taps.first_w, f.length, lanes)
+        by_row = not f.unrolled and rows_fit_tiles(taps.last_w - taps.first_w, f.length, lanes)
         while p < end:
             q = q0 + p // f.length
             j = p % f.length + job.base_j
@@ -407,7 +418,8 @@ cdef void correlate_item(const Correlation* job, Py_ssize_t item, const real* so
                 m = job.rows * m_tile // all_tiles
                 rows = job.rows * (m_tile + 1) // all_tiles - m
                 a = weights + taps.weights + m * taps.terms
-                if taps.step_w == 1 and j >= taps.first_w and j + vectors * lanes <= taps.last_w:
+                if (p + vectors * lanes <= end if f.unrolled else
+                        taps.step_w == 1 and j >= taps.first_w and j + vectors * lanes <= taps.last_w):
                     # the whole tile is one run of output pixels: it goes there from the registers
                     to = out + m * plane + (q * taps.step_h + taps.start_h) * job.out_w + j + taps.start_w
                     correlate_tile(a, taps.terms, flat + p, job.offset + taps.table, taps.terms, rows, vectors, to,
@@ -498,8 +510,15 @@ cdef Py_ssize_t forward_tables(const Window* v) noexcept nogil:
     return aligned((v.c // v.groups * v.kh * v.kw + tap_tables(v)) * sizeof(Py_ssize_t) + sizeof(TapClass))
 
 
+cdef bint worth_unrolling(const Window* v, Py_ssize_t itemsize) noexcept nogil:
+    """Whether copies for each column of taps cost less than the positions between rows (dispatch.py says the same)."""
+    cdef Py_ssize_t between = (v.kw - 1) * v.dw, rows = v.oh + (v.kh - 1) * v.dh // v.sh
+    return (v.sw == 1 and UNROLLED_PART * between >= v.ow
+            and v.c // v.groups * v.kw * rows * v.ow * itemsize <= UNROLLED_BYTES)
+
+
 cdef void plan_forward(Correlation* job, const Window* v, Py_ssize_t itemsize, Py_ssize_t threads,
-                       char* tables) noexcept nogil:
+                       char* tables, bint unrolled) noexcept nogil:
     """The correlation that is the convolution itself. With tables == NULL only the sizes are filled in."""
     cdef Flat* f = &job.flat
     memset(job, 0, sizeof(Correlation))
@@ -511,6 +530,9 @@ cdef void plan_forward(Correlation* job, const Window* v, Py_ssize_t itemsize, P
     # residues of k*d modulo s repeat after s / gcd(d, s) taps
     f.slots_h = least(v.kh, v.sh // gcd(v.dh, v.sh))
     f.slots_w = least(v.kw, v.sw // gcd(v.dw, v.sw))
+    f.unrolled = unrolled
+    if unrolled:
+        f.length, f.slots_w = v.ow, v.kw
     job.batch, job.groups = v.n, v.groups
     job.sources, job.rows = v.c // v.groups, v.k // v.groups
     job.out_h, job.out_w = v.oh, v.ow
@@ -667,7 +689,7 @@ cdef void plan_inner(InnerJob* job, const Window* v, Py_ssize_t itemsize, Py_ssi
     cdef Py_ssize_t lanes = FC_VECTOR_BYTES // itemsize
     cdef Py_ssize_t items, channels
     cdef Correlation forward
-    plan_forward(&forward, v, itemsize, 1, NULL)
+    plan_forward(&forward, v, itemsize, 1, NULL, False)
     job.flat = forward.flat
     job.batch, job.groups, job.kg, job.cg = v.n, v.groups, v.k // v.groups, v.c // v.groups
     job.taps = v.kh * v.kw
@@ -810,7 +832,7 @@ def direct_workspace(operation, geometry, Py_ssize_t itemsize, Py_ssize_t thread
     cdef Correlation job
     cdef InnerJob inner
     if operation == "forward":
-        plan_forward(&job, &v, itemsize, threads, NULL)
+        plan_forward(&job, &v, itemsize, threads, NULL, worth_unrolling(&v, itemsize))
         return forward_tables(&v), job.thread_bytes
     if operation == "backward_data":
         plan_backward(&job, &v, itemsize, threads, NULL)
@@ -839,7 +861,7 @@ cdef int forward_of(cnp.ndarray x, cnp.ndarray weight, object bias, bint relu, o
     if bias is not None:
         b = <const real*> cnp.PyArray_DATA(<cnp.ndarray> bias)
     with nogil:
-        plan_forward(&job, &v, sizeof(real), threads, work)
+        plan_forward(&job, &v, sizeof(real), threads, work, worth_unrolling(&v, sizeof(real)))
         run_correlation(&job, <const real*> cnp.PyArray_DATA(x), <const real*> cnp.PyArray_DATA(weight), b, relu,
                         <real*> cnp.PyArray_DATA(out), work + forward_tables(&v), threads)
     return 0
@@ -921,7 +943,7 @@ cdef class SmallForward:
         self.tables = <char*> malloc(forward_tables(&v))
         if self.tables == NULL:
             raise MemoryError("tables of a small convolution")
-        plan_forward(&self.job, &v, dtype.itemsize, 1, self.tables)
+        plan_forward(&self.job, &v, dtype.itemsize, 1, self.tables, worth_unrolling(&v, dtype.itemsize))
         self.relu, self.type_num = relu, dtype.type_num
         self.rank = 4 if batched else 3
         for i, size in enumerate(geometry.output_shape[4 - self.rank:]):

@@ -80,7 +80,7 @@ cdef void plan_gemm(Gemm* job, const Window* v, Py_ssize_t itemsize, Py_ssize_t 
     cdef Py_ssize_t lanes = FC_VECTOR_BYTES // itemsize
     cdef Py_ssize_t chunks, panels, items, tiles, i
     cdef Correlation direct
-    plan_forward(&direct, v, itemsize, 1, NULL)
+    plan_forward(&direct, v, itemsize, 1, NULL, False)
     job.flat = direct.flat
     job.batch, job.groups, job.sources, job.rows = direct.batch, direct.groups, direct.sources, direct.rows
     job.taps = v.kh * v.kw
