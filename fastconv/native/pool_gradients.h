@@ -2,9 +2,10 @@
  *
  * Neither scatters where it can be helped. Average: each row of the output gradient is divided and spread along its
  * windows' columns once, and a row of the input gradient is the sum of the spread rows of the windows it is in. Maximum:
- * the indices do not say which windows they come from, but where they could come from a common one (2x2/2, 3x3/2, 3x3/1),
- * each cell of the input gradient asks the few windows it would be in whether they chose it. Those that did are counted;
- * where some are missing, the windows were others, and the plane is done again by scattering. Only the plane itself
+ * the indices do not say which windows they come from, but where they could come from a common one (2x2 or 3x3, stride 1 or
+ * 2), each cell of the input gradient asks the few windows it would be in whether they chose it (3x3/2 here, the others in
+ * pool_shifts.h). Those that did are counted; where some are missing, the windows were others, and the plane is done again by
+ * scattering. Only the plane itself
  * decides that, so that the order of additions does not depend on threads. */
 
 #if FC_BYTES == FC_VECTOR_BYTES
@@ -286,10 +287,9 @@ FC_INLINE VEC FC_NAME(ask)(const int what, IVEC index, VEC gradient, IVEC cell, 
 /* The next rows of windows of one plane, with what is to be found about a strip of LANES*s columns of the image. */
 typedef struct {
     const FC_T *gradient;     /* of the first of the rows, at window 0 */
-    const int64_t *indices;   /* where k == s, otherwise */
-    const FC_INT *index;      /* a copy with windows around the rows that chose nothing */
+    const FC_INT *index;      /* what they chose, with windows around the rows that chose nothing */
     ptrdiff_t pitch;          /* from row to row */
-    ptrdiff_t readable;       /* elements of gradient and indices that are there (k == s) */
+    ptrdiff_t readable;       /* elements of gradient that are there (k == s) */
     ptrdiff_t y, rows, column;
     FC_T *to;                 /* the first row of cells, which may be above the image */
     ptrdiff_t room;           /* elements that may be written from there on */
@@ -313,7 +313,6 @@ FC_INLINE void FC_NAME(ask_strip)(const int what, const int k, const int s, cons
     const ptrdiff_t beside = c / s + (s == 1 ? pad + 1 - k : pad == 0 && k == 3 ? -1 : 0); /* the first window to ask */
     const FC_T *gradient = a->gradient + beside;
     const FC_INT *index = a->index + beside;
-    const int64_t *indices = what == FC_POOL_PLACE && k == s ? a->indices + beside : NULL;
     const int32_t *divisor = what == FC_POOL_SUM ? p->divisor + a->y : NULL;
     ptrdiff_t readable = a->readable - beside, r = a->y * s - pad, room = a->room - c;
     FC_T *to = a->to + c;
@@ -355,15 +354,11 @@ FC_UNROLL
             }
             index += pitch;
         } else {
-            chosen[0] = FC_NAME(iall)(NO_CHOICE);
+            chosen[0] = (IVEC){0};
             cells[0] = (VEC){0};
-            if (windows > 0 && what == FC_POOL_PLACE)
-                FC_NAME(load_chosen)(indices, gradient, h * w, windows, readable, &chosen[0], &cells[0]);
-            else if (windows > 0)
+            if (windows > 0)
                 cells[0] = FC_NAME(load_shares)(gradient, (const FC_T *)p->divisors + *divisor++ * p->divisor_step + beside,
                                                 windows, readable);
-            if (what == FC_POOL_PLACE)
-                indices += pitch;
             readable -= pitch;
         }
         gradient += pitch;
@@ -444,10 +439,8 @@ FC_INLINE int FC_NAME(ask_plane)(const int what, const int k, const int s, const
                                   .room = (out->end - out->at) / size + (start - r) * w,
                                   .found = found,
                                   .ahead = (const char *)(dout + (y + rows) * ow)};
-        if (what == FC_POOL_PLACE) {
-            asking.indices = indices + y * ow;
+        if (what == FC_POOL_PLACE)
             asking.ahead_indices = (const char *)(indices + (y + rows) * ow);
-        }
         if (k > s) {
             for (ptrdiff_t i = 0; i < rows; i++)
                 for (ptrdiff_t q = 0; q < ow; q += LANES) {
@@ -520,7 +513,8 @@ ASK_PLANE(SUM, 3, 2, 0)
 ASK_PLANE(PLACE, 3, 2, 1)
 ASK_PLANE(PLACE, 3, 2, 0)
 
-typedef int (*FC_NAME(ask_fn))(const fc_pooling *, const fc_chosen *, const FC_T *, const int64_t *, ptrdiff_t, fc_sink *, char *);
+typedef int (*FC_NAME(ask_fn))(const fc_pooling *, const fc_chosen *, const FC_T *, const int64_t *, ptrdiff_t, fc_sink *,
+                               char *);
 
 /* In the order of fc_guesses. */
 static const FC_NAME(ask_fn) FC_NAME(ask_table)[FC_GUESSES] = {

@@ -1,6 +1,6 @@
-/* Template of the gradient of a maximum whose windows have stride 1; see pool_gradients.h and each_vector.h.
+/* Template of the gradient of a maximum of windows with stride 1, and of 2x2/2; see pool_gradients.h and each_vector.h.
  *
- * Each window has a cell of its own, its centre (3x3) or its first one (2x2). What it chose is then one of k*k shifts from
+ * Stride 1: each window has a cell of its own, its centre (3x3) or its first one (2x2). What it chose is then one of k*k shifts from
  * there, the same ones for all windows, and cells and windows are two flat arrays of which one is the other one shifted,
  * whatever the width: vectors run on across the ends of rows and planes. An index that is another cell of the plane but one
  * of the shifts, too, does no harm: its gradient goes where it says. */
@@ -114,7 +114,8 @@ FC_UNROLL
 FC_INLINE int FC_NAME(shift_planes)(const int k, const fc_pooling *p, const fc_chosen *a, ptrdiff_t planes, const FC_T *dout,
                                     const int64_t *indices, ptrdiff_t readable, fc_sink *out, char *scratch)
 {
-    const ptrdiff_t w = p->w, cells = p->h * w, all = planes * cells, reach = w + LANES, until = w + 2 * LANES, size = (ptrdiff_t)sizeof(FC_T);
+    const ptrdiff_t w = p->w, cells = p->h * w, all = planes * cells, size = (ptrdiff_t)sizeof(FC_T);
+    const ptrdiff_t reach = w + LANES, until = w + 2 * LANES; /* what is looked at before and behind the cells of a sum */
     const ptrdiff_t before = k == 3 && p->ow < w; /* rows and columns of cells before the first that is a window's own */
     FC_T *const gradients = (FC_T *)scratch + reach;
     FC_INT *const shifts = (FC_INT *)((FC_T *)scratch + a->copy) + reach;

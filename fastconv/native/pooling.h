@@ -4,9 +4,10 @@
  * from row to row ("down"): the first of equal cells in row-major order comes out, and each row is read once.
  *
  * pool_strips.h   the common small windows, in registers: LANES windows side by side (a strip) walk down the rows.
- * pool_any.h      any window, row by row through buffers in L1; and the gradients.
+ * pool_any.h      any window, row by row through buffers in L1; and whole planes.
+ * pool_gradients.h, pool_shifts.h    the gradients.
  *
- * Both are templates over element type and vector size; pooling.pxi deals rows out to threads. No load or store leaves
+ * They are templates over element type and vector size; pooling.pxi deals rows out to threads. No load or store leaves
  * the arrays: a vector may reach over a row's end into the next one (a store only where that row is still to be written
  * by the same thread), and at the ends of the arrays cells are copied one by one.
  */
@@ -93,11 +94,9 @@ typedef struct {
 } fc_spread;
 
 /* The gradient of a maximum: which windows the shapes allow, and a thread's scratch. */
-#ifndef FC_NARROW
-#define FC_NARROW 2
-#endif
-enum { FC_GUESSES = 6 };
-static const struct { signed char k, s, pad; } fc_guesses[FC_GUESSES] = {{3, 1, 1}, {3, 1, 0}, {2, 1, 0}, {2, 2, 0}, {3, 2, 1}, {3, 2, 0}};
+enum { FC_GUESSES = 6, FC_NARROW = 2 };
+static const struct { signed char k, s, pad; } fc_guesses[FC_GUESSES] = {
+    {3, 1, 1}, {3, 1, 0}, {2, 1, 0}, {2, 2, 0}, {3, 2, 1}, {3, 2, 0}};
 typedef struct {
     int guesses;                    /* bits, by fc_guesses */
     ptrdiff_t band;                 /* rows of windows at a time, */
