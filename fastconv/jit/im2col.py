@@ -12,8 +12,16 @@ Only the order of the loops differs, so that the column matrix, the larger side,
 Elements are copied by their size, whatever their type: there is one signature for each size. Workers take (image,
 channel), (image, row of output) or (channel, row of output) items.
 
-What it compiles to (Numba 0.68, LLVM 22, AVX-512, from inspect_asm): at stride 1 the runs of "columns" are zmm copies
-and the sums of col2im vaddps; other strides gather, and add up in scalars. A window's row of "rows" is scalar moves.
+- "columns": what a tap sees of a row of the image is a vector after the other, masked where it reaches over the image's
+  edge; col2im gathers: each row of the image is the sum of the rows of columns that see it, added up in registers.
+- "rows": some channels' rows are copied between padding first. Then every row of a window is one move of 4, 8 or 16
+  cells, of which the next row overwrites what is too much; on the way back, one addition of as many.
+- "cs231n": plain loops over the images.
+
+Results that no cache holds go past the caches, by way of a buffer on the stack (`vectors.send`).
+
+What it compiles to (Numba 0.68, LLVM 22, AVX-512, from inspect_asm): "columns" loads and stores zmm, at stride 2 with two
+vpermt2ps, and masks by vpcmpgtd; "rows" moves xmm; sums are vaddps. Strides beyond 2 are gathered cell by cell.
 """
 
 # mypy: allow-untyped-defs, allow-untyped-calls, allow-untyped-decorators
@@ -26,8 +34,33 @@ from functools import lru_cache
 import numpy as np
 
 from ..geometry import Window2dGeometry
-from .common import U, copy, fill, inside, zero
-from .options import Kernel, flat, part, prange, usable_workers
+from .common import AHEAD, U, copy, fill, inside, zero
+from .options import Kernel, flat, inlined, part, prange, usable_workers
+from .vectors import (
+    LINE_BYTES,
+    STACK_BYTES,
+    ask,
+    between,
+    evens,
+    fence,
+    few,
+    lane,
+    lanes_of,
+    load,
+    load_lane,
+    load_splat,
+    load_where,
+    mixed_high,
+    mixed_low,
+    plus,
+    send,
+    splat,
+    stack,
+    store,
+    store_first,
+    store_lane,
+    where,
+)
 
 Array = np.ndarray
 
@@ -36,6 +69,22 @@ ITEMS = {1: np.uint8, 2: np.uint16, 4: np.uint32, 8: np.uint64, 16: np.complex12
 
 ROWS_LAYOUT, COLUMNS_LAYOUT, CS231N_LAYOUT = 0, 1, 2
 LAYOUTS = {"rows": ROWS_LAYOUT, "columns": COLUMNS_LAYOUT, "windows": COLUMNS_LAYOUT, "cs231n": CS231N_LAYOUT}
+
+#: Results from this size on go past the caches.
+STREAM_BYTES = 24 * 2**20
+
+#: What is put together before it goes there.
+STAGED_BYTES = 8192
+
+#: Cells that caches have room for: what is as far ahead may be asked for already.
+NEAR = 2**16
+
+#: Windows that are put together from the same rows, if that are all in a row of output, or at least so many.
+FEW_PLACES = 8
+
+#: How many cells are moved as one: as long as a row of a window, or the next longer.
+MOVES = (2, 4, 8, 16)
+MOST_MOVED = MOVES[-1]
 
 #: One copy of a window's numbers.
 WINDOW = np.dtype([(name, np.int64) for name in (
@@ -54,53 +103,273 @@ def window(geometry: Window2dGeometry, layout: str = "columns") -> Array:
                       *g.out_size, LAYOUTS[layout], *steps)], WINDOW)
 
 
+@lru_cache(maxsize=256)
+def seen_by(geometry: Window2dGeometry, axis: int) -> Array:
+    """Which windows see a cell of the image along an axis, and with which tap.
+
+    Cell t*stride + e is seen by windows ``t + shift[k]`` with taps ``tap[k]`` for k from start[e] to start[e + 1]; here are
+    start, tap and shift one behind the other.
+    """
+    stride, taps = geometry.stride[axis], range(geometry.kernel[axis])
+    before, dilation = geometry.pads[axis][0], geometry.dilation[axis]
+    start, tap, shift = [0], [], []
+    for e in range(stride):
+        here = [j for j in taps if (e + before - j * dilation) % stride == 0]
+        tap += here
+        shift += [(e + before - j * dilation) // stride for j in here]
+        start.append(len(tap))
+    return np.array([*start, *tap, *shift], np.int64)
+
+
 # --- im2col -----------------------------------------------------------------------------------------------------------
 
+@inlined
+def tap_cells(x, at, step, mask, first, stop, pad):
+    """A vector of x[at + q*step] for q in [first, stop), which `mask` has too, and of `pad`. `step` is 1 or 2."""
+    lanes = lanes_of(x)
+    if at >= 0 and at + step * lanes <= x.size:
+        return where(mask, load(x, at) if step == 1 else evens(load(x, at), load(x, at + lanes)), pad)
+    for q in range(first, stop):
+        pad = load_lane(x, at + q * step, pad, q)
+    return pad
+
+
+@inlined
+def tap_block(x, at, down, step, count, first, stop, to, o, pitch, wanted, limit, pads):
+    """One vector of each of `count` rows, which are `down` cells apart in x and `pitch` cells in `to`."""
+    lanes = lanes_of(x)
+    first, stop = min(max(first, 0), lanes), min(max(stop, 0), lanes)
+    mask, pad = between(x, first, stop), load_splat(pads, 0)
+    begin, end = 0, count
+    while begin < end and at + begin * down < 0:
+        begin += 1
+    while begin < end and (at + (end - 1) * down + step * lanes > x.size or o + (end - 1) * pitch + lanes > limit):
+        end -= 1
+    for r in range(begin):
+        store_first(to, o + r * pitch, tap_cells(x, at + r * down, step, mask, first, stop, pad), wanted, limit)
+    a, t = at + begin * down, o + begin * pitch
+    for _ in range(begin, end):
+        if step == 1:
+            store(to, t, where(mask, load(x, a), pad))
+        else:
+            store(to, t, where(mask, evens(load(x, a), load(x, a + lanes)), pad))
+        a += down
+        t += pitch
+    for r in range(end, count):
+        store_first(to, o + r * pitch, tap_cells(x, at + r * down, step, mask, first, stop, pad), wanted, limit)
+
+
 @part
-def columns_item(v, item, x, step_n, step_c, step_h, col, pad):
-    """All rows of one channel of one image, position by position."""
-    n, c = item // v.c, item % v.c
-    image = n * step_n + c * step_c
-    kh, kw, sh, sw, oh, ow, h = v.kh, v.kw, v.sh, v.sw, v.oh, v.ow, v.h
-    to = item * kh * kw * oh * ow
-    for i in range(kh):
-        for j in range(kw):
-            start = j * v.dw - v.left
-            first, stop = inside(v.w, start, sw, ow)
-            row = i * v.dh - v.top
-            for _ in range(oh):
-                if 0 <= row < h:
-                    fill(col, to, 1, first, pad)
-                    copy(col, to + first, x, image + row * step_h + start + first * sw, sw, stop - first)
-                    fill(col, to + stop, 1, ow - stop, pad)
+def tap_rows(x, at, down, step, rows, first, stop, to, o, pitch, count, limit, pads):
+    """to[o + q] = x[at + q*step] for q in [first, stop), the padding's value for the others of `count`, for `rows` rows.
+
+    They are `down` cells apart in x, and `pitch` in `to`. What is from there to to[limit] may be overwritten.
+    """
+    lanes = lanes_of(x)
+    if step <= 2:
+        q = (count - 1) // lanes * lanes  # backwards: the last vector of a row reaches into the next row's first one
+        while q >= 0:
+            if step == 1:
+                tap_block(x, at + q, down, 1, rows, first - q, stop - q, to, o + q, pitch, count - q, limit, pads)
+            else:
+                tap_block(x, at + 2 * q, down, 2, rows, first - q, stop - q, to, o + q, pitch, count - q, limit, pads)
+            q -= lanes
+    else:
+        for _ in range(rows):
+            fill(to, o, 1, first, pads[0])
+            copy(to, o + first, x, at + first * step, step, stop - first)
+            fill(to, o + stop, 1, count - stop, pads[0])
+            at += down
+            o += pitch
+
+
+@part
+def tap_plane(v, x, image, step_h, i, j, y0, y1, to, o, limit, pads):
+    """What tap (i, j) sees of a plane, in rows [y0, y1) of output."""
+    first, stop = inside(v.w, j * v.dw - v.left, v.sw, v.ow)
+    begin, end = inside(v.h, i * v.dh - v.top, v.sh, v.oh)
+    begin, end = min(max(begin, y0), y1), max(min(end, y1), y0)
+    if begin >= end or first >= stop:
+        fill(to, o, 1, (y1 - y0) * v.ow, pads[0])
+        return
+    fill(to, o, 1, (begin - y0) * v.ow, pads[0])
+    at = image + (begin * v.sh - v.top + i * v.dh) * step_h + j * v.dw - v.left
+    tap_rows(x, at, v.sh * step_h, v.sw, end - begin, first, stop, to, o + (begin - y0) * v.ow, v.ow, v.ow,
+             limit, pads)
+    fill(to, o + (end - y0) * v.ow, 1, (y1 - end) * v.ow, pads[0])
+
+
+@part
+def columns_items(v, begin, end, x, step_n, step_c, step_h, col, pads, bypass):
+    """All rows of some (image, channel) items, position by position."""
+    kh, kw, oh, ow = v.kh, v.kw, v.oh, v.ow
+    at, limit = begin * kh * kw * oh * ow, end * kh * kw * oh * ow
+    staged = stack(col)
+    rows = max(STAGED_BYTES // LINE_BYTES * lanes_of(col) // ow, 1) if bypass else oh
+    left = 0
+    for item in range(begin, end):
+        image = item // v.c * step_n + item % v.c * step_c
+        for i in range(kh):
+            for j in range(kw):
+                for y in range(0, oh, rows):
+                    stop = min(y + rows, oh)
+                    if bypass:
+                        tap_plane(v, x, image, step_h, i, j, y, stop, staged, left, staged.size, pads)
+                        left += (stop - y) * ow
+                        sent = send(col, at, staged, 0, left, False)
+                        at += sent
+                        left -= sent
+                    else:
+                        tap_plane(v, x, image, step_h, i, j, y, stop, col, at, limit, pads)
+                        at += (stop - y) * ow
+    if bypass:
+        send(col, at, staged, 0, left, True)
+        fence()
+
+
+def windows_by(lanes):
+    """Functions that move windows, row by row, each as so many cells."""
+    move, move_padded = few(lanes)
+
+    @part
+    def take(rows, at, line, step, count, width, places, to, o, pitch):
+        """`places` windows to to[o], `pitch` cells apart: of `count` rows of `width` cells, the first at rows[at + q*step].
+
+        The last rows of each are moved cell by cell: what is behind them may be there already.
+        """
+        safe = max(count - (lanes + width - 1) // width + 1, 0)
+        for _ in range(places):
+            a, t = at, o
+            for _ in range(safe):
+                move(to, t, rows, a)
+                t += width
+                a += line
+            for _ in range(safe, count):
+                for j in range(width):
+                    to[U(t + j)] = rows[U(a + j)]
+                t += width
+                a += line
+            at += step
+            o += pitch
+
+    @part
+    def give(col, at, pitch, count, width, places, rows, line, phases, step):
+        """The way back: windows to `rows`, zeros behind each of their rows, of which there are `count`.
+
+        Window q goes to the (q % phases)th of the lines of each row, to its cell q*step: there windows do not overlap.
+        """
+        safe = max(count - (lanes + width - 1) // width + 1, 0)  # what is behind the others may be outside
+        phase = 0
+        for q in range(places):
+            r, c = phase * line + q * step, at
+            for k in range(count * width, 2 * count * width, lanes_of(col)):  # the next channels' piece of this window
+                ask(col, c + k)
+            for _ in range(safe):
+                move_padded(rows, r, col, c, width)
+                c += width
+                r += phases * line
+            for _ in range(safe, count):
+                for j in range(lanes):
+                    rows[U(r + j)] = col[U(c + j)] if j < width else 0
+                c += width
+                r += phases * line
+            at += pitch
+            phase += 1
+            phase -= phases if phase == phases else 0
+
+    return take, give
+
+
+take_2, give_2 = windows_by(2)
+take_4, give_4 = windows_by(4)
+take_8, give_8 = windows_by(8)
+take_16, give_16 = windows_by(MOST_MOVED)
+
+
+@part
+def take(rows, at, line, step, count, width, places, to, o, pitch):
+    if width <= 2:
+        take_2(rows, at, line, step, count, width, places, to, o, pitch)
+    elif width <= 4:
+        take_4(rows, at, line, step, count, width, places, to, o, pitch)
+    elif width <= 8:
+        take_8(rows, at, line, step, count, width, places, to, o, pitch)
+    else:
+        take_16(rows, at, line, step, count, width, places, to, o, pitch)
+
+
+@part
+def give(col, at, pitch, count, width, places, rows, line, phases, step):
+    if width <= 2:
+        give_2(col, at, pitch, count, width, places, rows, line, phases, step)
+    elif width <= 4:
+        give_4(col, at, pitch, count, width, places, rows, line, phases, step)
+    elif width <= 8:
+        give_8(col, at, pitch, count, width, places, rows, line, phases, step)
+    else:
+        give_16(col, at, pitch, count, width, places, rows, line, phases, step)
+
+
+@part
+def rows_items(v, begin, end, x, step_n, step_c, step_h, col, pads, channels, line, places, bypass):
+    """All positions of some (image, row of output) items, each a full window; `channels` and `places` at a time."""
+    kh, kw, sw, ow, c = v.kh, v.kw, v.sw, v.ow, v.c
+    padded, staged = stack(x), stack(col)
+    pitch = c * kh * kw
+    at, left = begin * ow * pitch, 0  # what is staged, if windows are whole
+    for item in range(begin, end):
+        image, y = item // v.oh * step_n, item % v.oh
+        for q0 in range(0, ow, places):
+            here = min(places, ow - q0)
+            reach = (here - 1) * sw + kw
+            first = min(max(v.left - q0 * sw, 0), reach)
+            stop = max(min(v.left + v.w - q0 * sw, reach), first)
+            for c0 in range(0, c, channels):
+                some = min(channels, c - c0)
+                for i in range(kh):
+                    row = y * v.sh - v.top + i * v.dh
+                    if 0 <= row < v.h and first < stop:
+                        tap_rows(x, image + c0 * step_c + row * step_h + q0 * sw - v.left, step_c, 1, some, first, stop, padded,
+                                 i * line, kh * line, reach, padded.size, pads)
+                    else:
+                        for k in range(some):
+                            fill(padded, (k * kh + i) * line, 1, reach, pads[0])
+                count, to = some * kh * kw, (item * ow + q0) * pitch + c0 * kh * kw
+                if not bypass:
+                    take(padded, 0, line, sw, some * kh, kw, here, col, to, pitch)
+                elif count < pitch:
+                    for q in range(here):
+                        take(padded, q * sw, line, sw, some * kh, kw, 1, staged, 0, count)
+                        send(col, to + q * pitch, staged, 0, count, True)
                 else:
-                    fill(col, to, 1, ow, pad)
-                to += ow
-                row += sh
+                    many = max(STAGED_BYTES // LINE_BYTES * lanes_of(col) // count, 1)
+                    for q in range(0, here, many):
+                        some = min(many, here - q)
+                        take(padded, q * sw, line, sw, c * kh, kw, some, staged, left, count)
+                        left += some * count
+                        sent = send(col, at, staged, 0, left, False)
+                        at += sent
+                        left -= sent
+    if bypass:
+        send(col, at, staged, 0, left, True)
+        fence()
 
 
 @part
 def rows_item(v, item, x, step_n, step_c, step_h, col, pad):
-    """All positions of one row of output of one image, each a full window."""
+    """One such item cell by cell, for windows with holes and those that are longer than what is moved at a time."""
     n, y = item // v.oh, item % v.oh
     channels, kh, kw, dh, dw, h, w = v.c, v.kh, v.kw, v.dh, v.dw, v.h, v.w
     to = U(item * v.ow * channels * kh * kw)
     for q in range(v.ow):
         left = q * v.sw - v.left
-        whole = left >= 0 and left + (kw - 1) * dw < w
         for c in range(channels):
             row = y * v.sh - v.top
             for _ in range(kh):
                 at = n * step_n + c * step_c + row * step_h + left
-                if 0 <= row < h:
-                    for j in range(kw):
-                        if whole or 0 <= left + j * dw < w:
-                            col[to + U(j)] = x[U(at + j * dw)]
-                        else:
-                            col[to + U(j)] = pad
-                else:
-                    for j in range(kw):
-                        col[to + U(j)] = pad
+                for j in range(kw):
+                    there = 0 <= row < h and 0 <= left + j * dw < w
+                    col[to + U(j)] = x[U(at + j * dw)] if there else pad
                 to += U(kw)
                 row += dh
 
@@ -127,30 +396,203 @@ def cs231n_item(v, item, x, step_n, step_c, step_h, col, pad):
 
 
 @Kernel
-def gather(workers, windows, x, step_n, step_c, step_h, pads, col):
+def gather(workers, windows, x, step_n, step_c, step_h, pads, col, channels, line, places, bypass):
+    """`channels`, `line`, `places`: of how many channels "rows" takes how many cells for how many windows at a time; or 0."""
     for worker in prange(workers):
         v = windows[0]
-        pad = pads[0]
         if v.layout == COLUMNS_LAYOUT:
             items = v.n * v.c
         elif v.layout == ROWS_LAYOUT:
             items = v.n * v.oh
         else:
             items = v.c * v.oh
-        for item in range(items * worker // workers, items * (worker + 1) // workers):
-            if v.layout == COLUMNS_LAYOUT:
-                columns_item(v, item, x, step_n, step_c, step_h, col, pad)
-            elif v.layout == ROWS_LAYOUT:
-                rows_item(v, item, x, step_n, step_c, step_h, col, pad)
-            else:
-                cs231n_item(v, item, x, step_n, step_c, step_h, col, pad)
+        begin, end = items * worker // workers, items * (worker + 1) // workers
+        if v.layout == COLUMNS_LAYOUT:
+            columns_items(v, begin, end, x, step_n, step_c, step_h, col, pads, bypass)
+        elif v.layout == ROWS_LAYOUT and channels > 0:
+            rows_items(v, begin, end, x, step_n, step_c, step_h, col, pads, channels, line, places, bypass)
+        else:
+            for item in range(begin, end):
+                if v.layout == ROWS_LAYOUT:
+                    rows_item(v, item, x, step_n, step_c, step_h, col, pads[0])
+                else:
+                    cs231n_item(v, item, x, step_n, step_c, step_h, col, pads[0])
 
 
 # --- col2im -----------------------------------------------------------------------------------------------------------
 
+@inlined
+def sum_windows(col, bases, rows, places, across, steps, e, t, ow, ahead):
+    """The sum of what the cells t, t + 1, ... of residue e got, from rows of windows of which cell 0, tap 0 is at `bases`."""
+    lanes = lanes_of(col)
+    zeros = splat(col, col.dtype.type(0))
+    total = zeros
+    taps = (across.size - steps - 1) // 2
+    for k in range(across[U(e)], across[U(e + 1)]):
+        tap, q = across[U(steps + 1 + k)], t + across[U(steps + 1 + taps + k)]
+        at = tap * places + q
+        if q >= 0 and q + lanes <= ow:
+            for m in range(rows):
+                ask(col, bases[U(m)] + at + ahead)
+                total = plus(total, load(col, bases[U(m)] + at))
+        elif q + lanes > 0 and q < ow:
+            for m in range(rows):
+                ask(col, bases[U(m)] + at + ahead)
+                total = plus(total, load_where(col, bases[U(m)] + at, -q, ow - q, zeros))
+    return total
+
+
+@inlined
+def image_row(v, col, bases, rows, across, to, o, limit, ahead):
+    """A row of the image, the sum of `rows` rows of windows. What is between it and to[limit] may be overwritten."""
+    lanes = lanes_of(col)
+    w, sw, ow, places = v.w, v.sw, v.ow, v.step_r
+    if sw == 1:
+        for t in range(0, w, lanes):
+            store_first(to, o + t, sum_windows(col, bases, rows, places, across, 1, 0, t, ow, ahead), w - t, limit)
+    elif sw == 2:
+        for t in range(0, (w + 1) // 2, lanes):
+            a = sum_windows(col, bases, rows, places, across, 2, 0, t, ow, ahead)
+            b = sum_windows(col, bases, rows, places, across, 2, 1, t, ow, ahead)
+            store_first(to, o + 2 * t, mixed_low(a, b), w - 2 * t, limit)
+            if 2 * t + lanes < w:
+                store_first(to, o + 2 * t + lanes, mixed_high(a, b), w - 2 * t - lanes, limit)
+    else:
+        for e in range(min(sw, w)):
+            for t in range(0, (w - e + sw - 1) // sw, lanes):
+                total = sum_windows(col, bases, rows, places, across, sw, e, t, ow, ahead)
+                for i in range(min(lanes, (w - e + sw - 1) // sw - t)):
+                    store_lane(to, o + (t + i) * sw + e, total, i)
+
+
+@part
+def sum_columns(v, begin, end, col, down, across, out, bypass):
+    """Some (image, channel) planes, row by row."""
+    h, w, sh, ow, oh, kw = v.h, v.w, v.sh, v.ow, v.oh, v.kw
+    taps = (down.size - sh - 1) // 2
+    staged, bases = stack(col), stack(down)
+    many = max(STAGED_BYTES // LINE_BYTES * lanes_of(col) // w, 1)
+    # as many streams as taps are too many for the processor to see: ask for the next plane's, if they are not far
+    ahead = v.kh * kw * v.step_r
+    if ahead > NEAR:
+        ahead = AHEAD
+    at, left = begin * h * w, 0
+    for plane in range(begin, end):
+        base = plane * v.kh * kw * v.step_r
+        e, t = 0, 0
+        for r in range(h):
+            rows = 0
+            for k in range(down[U(e)], down[U(e + 1)]):
+                y = t + down[U(sh + 1 + taps + k)]
+                if 0 <= y < oh:
+                    bases[U(rows)] = base + down[U(sh + 1 + k)] * kw * v.step_r + y * ow
+                    rows += 1
+            if bypass:
+                image_row(v, col, bases, rows, across, staged, left, staged.size, ahead)
+                left += w
+                if r % many == many - 1:
+                    sent = send(out, at, staged, 0, left, False)
+                    at += sent
+                    left -= sent
+            else:
+                image_row(v, col, bases, rows, across, out, at, end * h * w, ahead)
+                at += w
+            e += 1
+            if e == sh:
+                e, t = 0, t + 1
+        if bypass:
+            sent = send(out, at, staged, 0, left, False)
+            at += sent
+            left -= sent
+    if bypass:
+        send(out, at, staged, 0, left, True)
+        fence()
+
+
+@inlined
+def sum_phases(rows, at, line, phases, first, stop, zeros):
+    """The sum of a vector of each line of a row, with zeros outside of the lanes [first, stop)."""
+    total = load_where(rows, at, first, stop, zeros)
+    for phase in range(1, phases):
+        total = plus(total, load_where(rows, at + phase * line, first, stop, zeros))
+    return total
+
+
+@part
+def add_row(rows, at, line, phases, first, stop, out, o, limit, overwrites):
+    """Add the sum of a row's lines to cells [first, stop) of the image's row at out[o], or put it there.
+
+    With `overwrites` what is behind them up to out[limit] may be overwritten.
+    """
+    lanes = lanes_of(out)
+    zeros = splat(out, out.dtype.type(0))
+    for k in range(first, stop, lanes):
+        total = sum_phases(rows, at + k, line, phases, 0, stop - k, zeros)
+        if overwrites:
+            store_first(out, o + k, total, stop - k, limit)
+        elif o + k + lanes <= limit:
+            store(out, o + k, plus(load(out, o + k), total))
+        else:
+            for q in range(min(stop - k, lanes)):
+                out[U(o + k + q)] += lane(total, q)
+
+
+@part
+def sum_rows(v, n, c0, c1, col, out, channels, line, places, phases, bypass):
+    """Some channels of one image from "rows".
+
+    Of `channels` and `places` at a time windows are laid out in lines, and rows of the image are sums of these.
+    """
+    h, w, kh, kw, sh, sw, ow, top = v.h, v.w, v.kh, v.kw, v.sh, v.sw, v.ow, v.top
+    rows, summed = stack(col), stack(col)
+    zero(rows, 0, min(channels, c1 - c0) * kh * phases * line)
+    written = 0  # rows of the image: others are not added to, but overwritten
+    if places < ow or (v.dh > 1 and kh > 1):
+        written = h
+        zero(out, (n * v.c + c0) * h * w, (c1 - c0) * h * w)
+    alone = bypass and places >= ow and (kh == 1 or (kh - 1) * v.dh < sh)  # is a row of the image in one row of windows?
+    for y in range(v.oh):
+        before = written
+        for q0 in range(0, ow, places):
+            here = min(places, ow - q0)
+            if here < places:  # windows would be among these that are left from before
+                zero(rows, 0, min(channels, c1 - c0) * kh * phases * line)
+            start = q0 * sw - v.left
+            first, stop = max(start, 0), min(start + (here - 1) * sw + kw, w)
+            for c in range(c0, c1, channels):
+                some = min(channels, c1 - c)
+                give(col, n * v.step_n + (y * ow + q0) * v.step_p + c * kh * kw, v.step_p, some * kh, kw, here, rows, line,
+                     phases, sw)
+                written = before
+                for i in range(kh):
+                    r = y * sh - top + i * v.dh
+                    if not 0 <= r < h:
+                        continue
+                    for k in range(some):
+                        plane, s = (n * v.c + c + k) * h * w, (k * kh + i) * phases * line - start
+                        o = plane + r * w
+                        if r < written:
+                            add_row(rows, s, line, phases, first, stop, out, o, plane + h * w, False)
+                            continue
+                        zero(out, plane + written * w, (r - written) * w)
+                        if alone and start <= 0 and stop == w:
+                            add_row(rows, s, line, phases, 0, w, summed, 0, summed.size, True)
+                            send(out, o, summed, 0, w, True)
+                        else:
+                            zero(out, o, first)
+                            add_row(rows, s, line, phases, first, stop, out, o, plane + h * w, True)
+                            zero(out, o + stop, w - stop)
+                    written = max(written, r + 1)
+    for c in range(c0, c1):
+        plane = (n * v.c + c) * h * w
+        zero(out, plane + written * w, (h - written) * w)
+    if bypass:
+        fence()
+
+
 @part
 def add_columns(v, plane, col, out):
-    """Add all rows of one channel of one image into its plane, which no other item touches."""
+    """Add all rows of one channel of one image into its plane, cell by cell, whatever the layout."""
     n, c = plane // v.c, plane % v.c
     h, w, sw, ow, step_p = v.h, v.w, v.sw, v.ow, v.step_p
     zero(out, plane * h * w, h * w)
@@ -158,58 +600,62 @@ def add_columns(v, plane, col, out):
         for j in range(v.kw):
             start = j * v.dw - v.left
             first, stop = inside(w, start, sw, ow)
-            count = U(stop - first)
             row = i * v.dh - v.top
             block = n * v.step_n + ((c * v.kh + i) * v.kw + j) * v.step_r + first * step_p
             for _ in range(v.oh):
                 if 0 <= row < h:
                     at, to = U(block), U((plane * h + row) * w + start + first * sw)
-                    if step_p == 1 and sw == 1:
-                        for x in range(count):
-                            out[to + x] += col[at + x]
-                    else:
-                        for x in range(count):
-                            out[to + x * U(sw)] += col[at + x * U(step_p)]
+                    for x in range(U(stop - first)):
+                        out[to + x * U(sw)] += col[at + x * U(step_p)]
                 block += ow * step_p
                 row += v.sh
 
 
-@part
-def add_rows(v, n, c0, c1, col, out):
-    """Add the windows of some channels of one image ("rows": a window lies together, so it is read together)."""
-    h, w, kh, kw, dh, dw = v.h, v.w, v.kh, v.kw, v.dh, v.dw
-    zero(out, (n * v.c + c0) * h * w, (c1 - c0) * h * w)
-    for y in range(v.oh):
-        for q in range(v.ow):
-            at = U(n * v.step_n + (y * v.ow + q) * v.step_p + c0 * kh * kw)
-            left = q * v.sw - v.left
-            whole = left >= 0 and left + (kw - 1) * dw < w
-            for c in range(c0, c1):
-                row = y * v.sh - v.top
-                for _ in range(kh):
-                    to = ((n * v.c + c) * h + row) * w + left
-                    if 0 <= row < h:
-                        for j in range(kw):
-                            if whole or 0 <= left + j * dw < w:
-                                out[U(to + j * dw)] += col[at + U(j)]
-                    at += U(kw)
-                    row += dh
-
-
 @Kernel
-def scatter(workers, windows, col, blocks, out):
+def scatter(workers, windows, col, down, across, blocks, channels, line, places, phases, out, bypass):
+    """`channels`, `line`, `places`, `phases`: of how many channels "rows" lays out how many windows in how long lines; or 0."""
     for worker in prange(workers):
         v = windows[0]
-        if v.layout == ROWS_LAYOUT:
+        begin, end = v.n * v.c * worker // workers, v.n * v.c * (worker + 1) // workers
+        if v.layout == COLUMNS_LAYOUT and channels > 0:
+            sum_columns(v, begin, end, col, down, across, out, bypass)
+        elif v.layout == ROWS_LAYOUT and channels > 0:
             for item in range(v.n * blocks * worker // workers, v.n * blocks * (worker + 1) // workers):
                 block = item % blocks
-                add_rows(v, item // blocks, block * v.c // blocks, (block + 1) * v.c // blocks, col, out)
+                sum_rows(v, item // blocks, block * v.c // blocks, (block + 1) * v.c // blocks, col, out, channels, line,
+                         places, phases, bypass)
         else:
-            for plane in range(v.n * v.c * worker // workers, v.n * v.c * (worker + 1) // workers):
+            for plane in range(begin, end):
                 add_columns(v, plane, col, out)
 
 
 # --- entry points -----------------------------------------------------------------------------------------------------
+
+
+def _movable(geometry: Window2dGeometry) -> bool:
+    """Are windows' rows without holes, and not longer than what is moved as one?"""
+    return geometry.dilation[1] == 1 and geometry.kernel[1] <= MOST_MOVED
+
+
+def _turned(geometry: Window2dGeometry, phases: int, itemsize: int, whole: bool) -> tuple[int, int, int]:
+    """Of how many channels "rows" puts how many cells on the stack at a time, and for how many windows; or zeros.
+
+    `phases` lines for each row of a window. Is it better to have `whole` windows, or whole rows of windows?
+    """
+    if not _movable(geometry):
+        return 0, 0, 0
+    (kh, kw), step, columns = geometry.kernel, geometry.stride[1], geometry.out_size[1]
+    room, slack = (STACK_BYTES - LINE_BYTES) // (kh * phases * itemsize), LINE_BYTES // itemsize
+
+    def places(channels: int) -> int:
+        return (room // channels - slack - kw) // step + 1
+
+    channels = geometry.channels
+    if places(channels) < (min(FEW_PLACES, columns) if whole else columns):  # it costs to turn few at a time
+        wanted = ((min(4 * FEW_PLACES, columns) if whole else columns) - 1) * step + kw + slack
+        channels = min(max(room // wanted, 1), channels)
+    many = min(places(channels), columns)
+    return (channels, (many - 1) * step + kw + slack, many) if many > 0 else (0, 0, 0)
 
 
 def im2col(x: Array, geometry: Window2dGeometry, layout: str, pad: Array, out: Array, threads: int) -> None:
@@ -217,20 +663,30 @@ def im2col(x: Array, geometry: Window2dGeometry, layout: str, pad: Array, out: A
 
     x needs to be contiguous along its width only. `pad` is an array of one item.
     """
-    item = ITEMS[x.itemsize]
-    steps = [step // x.itemsize for step in x.strides[:3]]
+    size = x.itemsize
+    steps = [step // size for step in x.strides[:3]]
     if x.flags.c_contiguous:
         cells = flat(x)
     else:  # what lies between the first cell and the last
-        span = 1 + sum(step * (size - 1) for step, size in zip((*steps, 1), x.shape, strict=True))
-        cells = flat(np.lib.stride_tricks.as_strided(x, (span,), (x.itemsize,)))
-    gather(usable_workers(threads), window(geometry, layout), cells.view(item), *steps, pad.reshape(-1).view(item),
-           flat(out).view(item))
+        span = 1 + sum(step * (extent - 1) for step, extent in zip((*steps, 1), x.shape, strict=True))
+        cells = flat(np.lib.stride_tricks.as_strided(x, (span,), (size,)))
+    bypass = out.nbytes >= STREAM_BYTES and (geometry.out_size[1] * size <= STACK_BYTES // 2 or layout == "rows")
+    gather(usable_workers(threads), window(geometry, layout), cells.view(ITEMS[size]), *steps,
+           pad.reshape(-1).view(ITEMS[size]), flat(out).view(ITEMS[size]), *_turned(geometry, 1, size, True), bypass)
 
 
 def col2im(col: Array, geometry: Window2dGeometry, layout: str, out: Array, threads: int) -> None:
     """Add the columns up in the image `out`, all C-contiguous float32 or float64. Each plane has one worker."""
     workers = usable_workers(threads)
+    down, across = (seen_by(geometry, axis) for axis in (0, 1))
     # channels are split in blocks only where there are too few images; the sums do not depend on it
     blocks = min(geometry.channels, -(-2 * workers // max(geometry.batch, 1))) if workers > 1 else 1
-    scatter(workers, window(geometry, layout), flat(col), blocks, flat(out))
+    moved = next((lanes for lanes in MOVES if geometry.kernel[1] <= lanes), MOST_MOVED)
+    phases = -(-moved // geometry.stride[1])
+    if layout == "rows":
+        channels, line, places = _turned(geometry, phases, col.itemsize, False)
+    else:  # a row of the image is the sum of rows of which the stack holds the places
+        channels, line, places = int(geometry.kernel[0] * 8 <= STACK_BYTES), 0, 0
+    bypass = out.nbytes >= STREAM_BYTES and geometry.in_size[1] * col.itemsize <= STACK_BYTES // 2
+    scatter(workers, window(geometry, layout), flat(col), down, across, blocks, channels, line, places, phases,
+            flat(out), bypass)

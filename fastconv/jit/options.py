@@ -44,6 +44,9 @@ if hasattr(numba.core.options.DefaultOptions, "_nrt"):
 #: Decorator of the functions that kernels are put together from: compiled into each kernel that calls them.
 part = numba.njit(**FLAGS)
 
+#: The same for what is a few instructions long, or is called for each vector: to hand over an array takes seven arguments.
+inlined = numba.njit(**FLAGS, forceinline=True)
+
 prange = numba.prange
 
 #: All kernels, in the order in which their modules were imported.

@@ -1,0 +1,503 @@
+"""Vectors of one cache line as values in kernels: 16 float32, 8 float64, 64 bytes, ...
+
+LLVM makes vectors of loops by itself, and of long ones as good as anything here. What it can't know is what short loops
+over the rows of small images live of: that a vector may be loaded where only its first cells are wanted, as long as it
+ends within the array; that it may be stored over cells which are written later; that windows are permutations of pairs.
+It cuts such rows into vectors of 16, 8 and 4 cells and scalars, and looks first which arrays overlap. With a load, a
+store and a few operations that are one instruction each, kernels say what they mean, in Python::
+
+    best = greater(load(x, at), load(x, at + width))
+    store(row, to, greater(evens(best, next), odds(best, next)))
+
+Vectors are types of LLVM's intermediate language, not of a processor: on one with shorter registers LLVM takes several.
+"""
+
+# mypy: allow-untyped-defs, allow-untyped-calls, allow-untyped-decorators
+# (Numba infers the types of kernels.)
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from llvmlite import ir
+from numba.np.arrayobj import populate_array
+
+from .options import inlined, numba, part
+
+LINE_BYTES = 64
+
+types = numba.types
+intrinsic = numba.extending.intrinsic
+
+
+class Vector(types.Type):
+    """The type of a vector, or with `dtype` boolean of a mask: a bit for each lane."""
+
+    def __init__(self, dtype: Any, lanes: int) -> None:
+        self.dtype, self.lanes = dtype, lanes
+        super().__init__(name=f"Vector({dtype}, {lanes})")
+
+    @property
+    def bits(self) -> int:
+        """Of a cell."""
+        return LINE_BYTES * 8 // self.lanes
+
+    @property
+    def value(self) -> Any:
+        """LLVM's type."""
+        if self.dtype == types.boolean:
+            return ir.VectorType(ir.IntType(1), self.lanes)
+        cell = {types.float32: ir.FloatType(), types.float64: ir.DoubleType()}.get(self.dtype, ir.IntType(self.bits))
+        return ir.VectorType(cell, self.lanes)
+
+    @property
+    def counted(self) -> Any:
+        """A vector of integers as long as this one, which its lanes can be counted in."""
+        return ir.VectorType(ir.IntType(min(self.bits, 32)), self.lanes)
+
+
+@numba.extending.register_model(Vector)
+class _VectorModel(numba.extending.models.PrimitiveModel):
+    def __init__(self, manager: Any, kind: Vector) -> None:
+        super().__init__(manager, kind, kind.value)
+
+
+def _of(array: Any) -> Vector:
+    size = 16 if array.dtype == types.complex128 else array.dtype.bitwidth // 8
+    return Vector(array.dtype, LINE_BYTES // size)
+
+
+def _pointer(context: Any, builder: Any, kind: Any, array: Any, at: Any, value: Any) -> Any:
+    data = context.make_array(kind)(context, builder, array).data
+    return builder.bitcast(builder.gep(data, [at]), value.as_pointer())
+
+
+def _splat(builder: Any, cell: Any, value: Any) -> Any:
+    one = builder.insert_element(ir.Constant(value, ir.Undefined), cell, ir.IntType(32)(0))
+    return _permute(builder, one, one, [0] * value.count)
+
+
+def _permute(builder: Any, a: Any, b: Any, lanes: list[int]) -> Any:
+    return builder.shuffle_vector(a, b, ir.Constant(ir.VectorType(ir.IntType(32), len(lanes)), lanes))
+
+
+@intrinsic
+def lanes_of(typing, array):
+    """How many cells a vector of `array` has: a constant. (array.itemsize is read, and divided by, every time.)"""
+    count = _of(array).lanes
+
+    def generate(context, builder, signature, args):
+        return ir.IntType(64)(count)
+
+    return types.int64(array), generate
+
+
+# --- memory -----------------------------------------------------------------------------------------------------------
+
+
+@intrinsic
+def load(typing, array, at):
+    """The vector array[at:at + lanes]."""
+    kind = _of(array)
+
+    def generate(context, builder, signature, args):
+        pointer = _pointer(context, builder, signature.args[0], args[0], args[1], kind.value)
+        return builder.load(pointer, align=min(kind.bits // 8, 8))
+
+    return kind(array, types.intp), generate
+
+
+def _storing(typing: Any, array: Any, at: Any, vector: Any, bypass: bool) -> Any:
+    if vector != _of(array):
+        return None
+
+    def generate(context, builder, signature, args):
+        pointer = _pointer(context, builder, signature.args[0], args[0], args[1], vector.value)
+        done = builder.store(args[2], pointer, align=LINE_BYTES if bypass else min(vector.bits // 8, 8))
+        if bypass:
+            done.set_metadata("nontemporal", builder.module.add_metadata([ir.IntType(32)(1)]))
+        return context.get_dummy_value()
+
+    return types.void(array, types.intp, vector), generate
+
+
+@intrinsic
+def store(typing, array, at, vector):
+    """array[at:at + lanes] = vector"""
+    return _storing(typing, array, at, vector, False)
+
+
+@intrinsic
+def stream(typing, array, at, vector):
+    """The same, past the caches. array[at] has to be where a line of cache begins, and a `fence` has to follow."""
+    return _storing(typing, array, at, vector, True)
+
+
+@intrinsic
+def fence(typing):
+    """What was written is there for all threads."""
+
+    def generate(context, builder, signature, args):
+        builder.fence("seq_cst")
+        return context.get_dummy_value()
+
+    return types.void(), generate
+
+
+#: Bytes of `stack`: what no thread's stack is too small for.
+STACK_BYTES = 32768
+
+
+@intrinsic
+def stack(typing, like):
+    """An uninitialised array of STACK_BYTES on this thread's stack, of cells as those of `like`; not to be returned."""
+    count = STACK_BYTES * _of(like).lanes // LINE_BYTES
+
+    def generate(context, builder, signature, args):
+        with builder.goto_entry_block():
+            memory = builder.alloca(ir.ArrayType(ir.IntType(8), STACK_BYTES))
+            memory.align = LINE_BYTES
+        array = context.make_array(like)(context, builder)
+        word = context.get_value_type(types.intp)
+        size = STACK_BYTES // count
+        populate_array(array, data=builder.bitcast(memory, array.data.type), shape=[word(count)], strides=[word(size)],
+                       itemsize=word(size), meminfo=None)
+        return array._getvalue()
+
+    return like(like), generate
+
+
+@intrinsic
+def ask(typing, array, at):
+    """Ask for the line that has array[at], to be read soon. It may be outside of the array."""
+
+    def generate(context, builder, signature, args):
+        byte, i32 = ir.IntType(8).as_pointer(), ir.IntType(32)
+        kind = ir.FunctionType(ir.VoidType(), [byte, i32, i32, i32])
+        function = builder.module.declare_intrinsic("llvm.prefetch", [byte], kind)
+        pointer = _pointer(context, builder, signature.args[0], args[0], args[1], byte.pointee)
+        builder.call(function, [pointer, i32(0), i32(3), i32(1)])  # for reading, to be kept, data
+        return context.get_dummy_value()
+
+    return types.void(array, types.intp), generate
+
+
+@intrinsic
+def beyond_line(typing, array, at):
+    """How many cells before array[at] its line of cache begins; -1 if no cell begins where a line does."""
+    kind = _of(array)
+
+    def generate(context, builder, signature, args):
+        word = ir.IntType(64)
+        pointer = _pointer(context, builder, signature.args[0], args[0], args[1], ir.IntType(8))
+        offset = builder.and_(builder.ptrtoint(pointer, word), word(LINE_BYTES - 1))
+        odd = builder.icmp_unsigned("!=", builder.and_(offset, word(kind.bits // 8 - 1)), word(0))
+        return builder.select(odd, word(-1), builder.udiv(offset, word(kind.bits // 8)))
+
+    return types.int64(array, types.intp), generate
+
+
+def few(lanes: int) -> tuple[Callable[..., None], Callable[..., None]]:
+    """`move` and `move_padded` for vectors of so many cells, for what is shorter than a line."""
+
+    def moving(to: Any, source: Any, padded: bool) -> Any:
+        if to.dtype != source.dtype:
+            return None
+        whole = _of(to)
+        value, align = ir.VectorType(whole.value.element, lanes), min(whole.bits // 8, 8)
+
+        def generate(context, builder, signature, args):
+            pointer = _pointer(context, builder, signature.args[2], args[2], args[3], value)
+            cells = builder.load(pointer, align=align)
+            if padded:
+                numbers = ir.VectorType(ir.IntType(min(whole.bits, 32)), lanes)
+                wanted = _splat(builder, builder.trunc(args[4], numbers.element), numbers)
+                there = builder.icmp_signed("<", ir.Constant(numbers, list(range(lanes))), wanted)
+                cells = builder.select(there, cells, ir.Constant(value, [0.0] * lanes))
+            builder.store(cells, _pointer(context, builder, signature.args[0], args[0], args[1], value), align=align)
+            return context.get_dummy_value()
+
+        return types.void(to, types.intp, source, types.intp, *[types.int64] * padded), generate
+
+    @intrinsic
+    def move(typing, to, at, source, start):
+        """to[at:at + lanes] = source[start:start + lanes]"""
+        return moving(to, source, False)
+
+    @intrinsic
+    def move_padded(typing, to, at, source, start, count):
+        """The same, with zeros instead of all but the first `count` cells. For floats."""
+        return moving(to, source, True)
+
+    return move, move_padded
+
+
+# --- lanes ------------------------------------------------------------------------------------------------------------
+
+
+@intrinsic
+def splat(typing, array, cell):
+    """A vector for `array` with the same in all lanes."""
+    kind = _of(array)
+    if array.dtype == types.complex128:
+        return None
+
+    def generate(context, builder, signature, args):
+        return _splat(builder, args[1], kind.value)
+
+    return kind(array, array.dtype), generate
+
+
+@intrinsic
+def load_splat(typing, array, at):
+    """A vector with array[at] in all lanes, whatever its type."""
+    kind = _of(array)
+
+    def generate(context, builder, signature, args):
+        pointer = _pointer(context, builder, signature.args[0], args[0], args[1], kind.value.element)
+        return _splat(builder, builder.load(pointer, align=min(kind.bits // 8, 8)), kind.value)
+
+    return kind(array, types.intp), generate
+
+
+@intrinsic
+def between(typing, array, first, stop):
+    """A mask of the lanes first <= lane < stop of a vector of `array`; both are within 0 and the number of lanes."""
+    kind = _of(array)
+
+    def generate(context, builder, signature, args):
+        cell = kind.counted.element
+        first, stop = (_splat(builder, builder.trunc(arg, cell), kind.counted) for arg in args[1:])
+        lane = ir.Constant(kind.counted, list(range(kind.lanes)))
+        return builder.and_(builder.icmp_signed("<=", first, lane), builder.icmp_signed("<", lane, stop))
+
+    return Vector(types.boolean, kind.lanes)(array, types.int64, types.int64), generate
+
+
+@intrinsic
+def where(typing, mask, a, b):
+    """The lanes of a where the mask is set, else those of b."""
+
+    def generate(context, builder, signature, args):
+        return builder.select(*args)
+
+    return (a(mask, a, b), generate) if a == b else None
+
+
+@intrinsic
+def lane(typing, vector, i):
+    """The cell in lane i."""
+    if vector.dtype == types.complex128:
+        return None
+
+    def generate(context, builder, signature, args):
+        return builder.extract_element(*args)
+
+    return vector.dtype(vector, types.intp), generate
+
+
+@intrinsic
+def store_lane(typing, array, at, vector, i):
+    """array[at] = vector[i]"""
+    if vector != _of(array):
+        return None
+
+    def generate(context, builder, signature, args):
+        pointer = _pointer(context, builder, signature.args[0], args[0], args[1], vector.value.element)
+        builder.store(builder.extract_element(args[2], args[3]), pointer, align=min(vector.bits // 8, 8))
+        return context.get_dummy_value()
+
+    return types.void(array, types.intp, vector, types.intp), generate
+
+
+@intrinsic
+def load_lane(typing, array, at, vector, i):
+    """`vector` with array[at] in lane i."""
+    if vector != _of(array):
+        return None
+
+    def generate(context, builder, signature, args):
+        pointer = _pointer(context, builder, signature.args[0], args[0], args[1], vector.value.element)
+        return builder.insert_element(args[2], builder.load(pointer, align=min(vector.bits // 8, 8)), args[3])
+
+    return vector(array, types.intp, vector, types.intp), generate
+
+
+def _permuting(lanes_of: Callable[[int], list[int]]) -> Any:
+    def typed(typing: Any, a: Any, b: Any) -> Any:
+        def generate(context, builder, signature, args):
+            return _permute(builder, *args, lanes_of(a.lanes))
+
+        return (a(a, b), generate) if a == b else None
+
+    return typed
+
+
+@intrinsic
+def evens(typing, a, b):
+    """Every second cell of a and then b, from the first one on."""
+    return _permuting(lambda n: list(range(0, 2 * n, 2)))(typing, a, b)
+
+
+@intrinsic
+def odds(typing, a, b):
+    """Every second cell of a and then b, from the second one on."""
+    return _permuting(lambda n: list(range(1, 2 * n, 2)))(typing, a, b)
+
+
+@intrinsic
+def mixed_low(typing, a, b):
+    """a[0], b[0], a[1], b[1], ...: the first half of both."""
+    return _permuting(lambda n: [i // 2 + i % 2 * n for i in range(n)])(typing, a, b)
+
+
+@intrinsic
+def mixed_high(typing, a, b):
+    """The same of the second half."""
+    return _permuting(lambda n: [n // 2 + i // 2 + i % 2 * n for i in range(n)])(typing, a, b)
+
+
+# --- arithmetic -------------------------------------------------------------------------------------------------------
+
+
+def _real(a: Any, b: Any) -> bool:
+    return bool(a == b and a.dtype in (types.float32, types.float64))
+
+
+@intrinsic
+def plus(typing, a, b):
+    """a + b"""
+
+    def generate(context, builder, signature, args):
+        return builder.fadd(*args)
+
+    return (a(a, b), generate) if _real(a, b) else None
+
+
+@intrinsic
+def times(typing, a, b):
+    """a * b"""
+
+    def generate(context, builder, signature, args):
+        return builder.fmul(*args)
+
+    return (a(a, b), generate) if _real(a, b) else None
+
+
+@intrinsic
+def over(typing, a, b):
+    """a / b"""
+
+    def generate(context, builder, signature, args):
+        return builder.fdiv(*args)
+
+    return (a(a, b), generate) if _real(a, b) else None
+
+
+@intrinsic
+def greater(typing, a, b):
+    """The greater ones, the first of equals. One instruction; not for NaN."""
+
+    def generate(context, builder, signature, args):
+        a, b = args
+        return builder.select(builder.fcmp_ordered(">", b, a), b, a)
+
+    return (a(a, b), generate) if _real(a, b) else None
+
+
+@intrinsic
+def greater_or_nan(typing, a, b):
+    """NaN gets in, and never out again (rule 5)."""
+
+    def generate(context, builder, signature, args):
+        a, b = args
+        return builder.select(builder.or_(builder.fcmp_ordered(">", b, a), builder.fcmp_unordered("uno", b, b)), b, a)
+
+    return (a(a, b), generate) if _real(a, b) else None
+
+
+@intrinsic
+def nan_in(typing, a, b):
+    """A mask of the lanes in which a or b is NaN."""
+
+    def generate(context, builder, signature, args):
+        return builder.fcmp_unordered("uno", *args)
+
+    return (Vector(types.boolean, a.lanes)(a, b), generate) if _real(a, b) else None
+
+
+@intrinsic
+def either(typing, a, b):
+    """The lanes in which one of two masks is set."""
+
+    def generate(context, builder, signature, args):
+        return builder.or_(*args)
+
+    return (a(a, b), generate) if a == b and a.dtype == types.boolean else None
+
+
+@intrinsic
+def some(typing, mask):
+    """Is any lane of a mask set?"""
+
+    def generate(context, builder, signature, args):
+        bits = ir.IntType(mask.lanes)
+        return builder.icmp_unsigned("!=", builder.bitcast(args[0], bits), bits(0))
+
+    return (types.boolean(mask), generate) if mask.dtype == types.boolean else None
+
+
+# --- what is put together from these ------------------------------------------------------------------------------------
+
+
+@inlined
+def load_where(array, at, first, stop, other):
+    """The cells [first, stop) of the vector at array[at], and `other` in the other lanes.
+
+    These cells have to be in the array, the others need not be.
+    """
+    lanes = lanes_of(array)
+    if at >= 0 and at + lanes <= array.size:
+        return where(between(array, max(first, 0), min(stop, lanes)), load(array, at), other)
+    for i in range(max(first, 0), min(stop, lanes)):
+        other = load_lane(array, at + i, other, i)
+    return other
+
+
+@inlined
+def store_first(array, at, vector, count, limit):
+    """array[at:at + count] = vector[:count]. Cells from there to array[limit] may be overwritten."""
+    lanes = lanes_of(array)
+    if at + lanes <= limit:
+        store(array, at, vector)
+    else:
+        for i in range(min(count, lanes)):
+            store_lane(array, at + i, vector, i)
+
+
+@part
+def send(to, at, source, start, count, last):
+    """Move source[start:start + count] to to[at:], past the caches where they fill lines, and return how many.
+
+    Unless they are the `last` ones, what is left of a line stays, at source[start]. `source` goes on for a vector more.
+    A `fence` has to follow in the end.
+    """
+    lanes = lanes_of(to)
+    done = 0
+    beyond = beyond_line(to, at)
+    if beyond < 0:  # cells that lie across lines
+        for i in range(0, count, lanes):
+            store_first(to, at + i, load(source, start + i), count - i, at + count)
+        return count
+    if beyond > 0:
+        done = min(lanes - beyond, count)
+        store_first(to, at, load(source, start), done, at + done)
+    while done + lanes <= count:
+        stream(to, at + done, load(source, start + done))
+        done += lanes
+    if last:
+        store_first(to, at + done, load(source, start + done), count - done, at + count)
+        return count
+    store(source, start, load(source, start + done))
+    return done
