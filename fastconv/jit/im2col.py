@@ -203,27 +203,23 @@ def tap_plane(v, x, image, step_h, i, j, y0, y1, to, o, limit, pads):
 def columns_items(v, begin, end, x, step_n, step_c, step_h, col, pads, bypass):
     """All rows of some (image, channel) items, position by position."""
     kh, kw, oh, ow = v.kh, v.kw, v.oh, v.ow
-    at, limit = begin * kh * kw * oh * ow, end * kh * kw * oh * ow
     staged = stack(col)
-    rows = max(STAGED_BYTES // LINE_BYTES * lanes_of(col) // ow, 1) if bypass else oh
-    left = 0
+    at = begin * kh * kw * oh * ow
+    to, o, limit, rows = col, at, end * kh * kw * oh * ow, oh
+    if bypass:
+        to, o, limit, rows = staged, 0, staged.size, max(STAGED_BYTES // LINE_BYTES * lanes_of(col) // ow, 1)
     for item in range(begin, end):
         image = item // v.c * step_n + item % v.c * step_c
-        for i in range(kh):
-            for j in range(kw):
-                for y in range(0, oh, rows):
-                    stop = min(y + rows, oh)
-                    if bypass:
-                        tap_plane(v, x, image, step_h, i, j, y, stop, staged, left, staged.size, pads)
-                        left += (stop - y) * ow
-                        sent = send(col, at, staged, 0, left, False)
-                        at += sent
-                        left -= sent
-                    else:
-                        tap_plane(v, x, image, step_h, i, j, y, stop, col, at, limit, pads)
-                        at += (stop - y) * ow
+        for tap in range(kh * kw):
+            for y in range(0, oh, rows):
+                stop = min(y + rows, oh)
+                tap_plane(v, x, image, step_h, tap // kw, tap % kw, y, stop, to, o, limit, pads)
+                o += (stop - y) * ow
+                if bypass:
+                    sent = send(col, at, staged, 0, o, item == end - 1 and tap == kh * kw - 1 and stop == oh)
+                    at += sent
+                    o -= sent
     if bypass:
-        send(col, at, staged, 0, left, True)
         fence()
 
 
@@ -316,7 +312,7 @@ def rows_items(v, begin, end, x, step_n, step_c, step_h, col, pads, channels, li
     kh, kw, sw, ow, c = v.kh, v.kw, v.sw, v.ow, v.c
     padded, staged = stack(x), stack(col)
     pitch = c * kh * kw
-    at, left = begin * ow * pitch, 0  # what is staged, if windows are whole
+    at, left = begin * ow * pitch, 0  # where what is staged will be, if windows are whole, and how much that is
     for item in range(begin, end):
         image, y = item // v.oh * step_n, item % v.oh
         for q0 in range(0, ow, places):
@@ -334,24 +330,25 @@ def rows_items(v, begin, end, x, step_n, step_c, step_h, col, pads, channels, li
                     else:
                         for k in range(some):
                             fill(padded, (k * kh + i) * line, 1, reach, pads[0])
-                count, to = some * kh * kw, (item * ow + q0) * pitch + c0 * kh * kw
-                if not bypass:
-                    take(padded, 0, line, sw, some * kh, kw, here, col, to, pitch)
-                elif count < pitch:
-                    for q in range(here):
-                        take(padded, q * sw, line, sw, some * kh, kw, 1, staged, 0, count)
-                        send(col, to + q * pitch, staged, 0, count, True)
-                else:
-                    many = max(STAGED_BYTES // LINE_BYTES * lanes_of(col) // count, 1)
-                    for q in range(0, here, many):
-                        some = min(many, here - q)
-                        take(padded, q * sw, line, sw, c * kh, kw, some, staged, left, count)
-                        left += some * count
-                        sent = send(col, at, staged, 0, left, False)
-                        at += sent
-                        left -= sent
+                count, many = some * kh * kw, here
+                to, o, gap = col, (item * ow + q0) * pitch + c0 * kh * kw, pitch
+                if bypass:
+                    if count < pitch:
+                        at, many = o, 1
+                    else:
+                        many = max(STAGED_BYTES // LINE_BYTES * lanes_of(col) // count, 1)
+                    to, o, gap = staged, left, count
+                for q in range(0, here, many):
+                    stop = min(q + many, here)
+                    take(padded, q * sw, line, sw, some * kh, kw, stop - q, to, o, gap)
+                    if bypass:
+                        o += (stop - q) * count
+                        last = item == end - 1 and q0 + stop == ow
+                        sent = send(col, at, staged, 0, o, last or count < pitch)
+                        at += sent if count == pitch else pitch
+                        o -= sent
+                left = o
     if bypass:
-        send(col, at, staged, 0, left, True)
         fence()
 
 
@@ -447,22 +444,22 @@ def image_row(v, col, bases, rows, across, to, o, limit, ahead):
     """A row of the image, the sum of `rows` rows of windows. What is between it and to[limit] may be overwritten."""
     lanes = lanes_of(col)
     w, sw, ow, places = v.w, v.sw, v.ow, v.step_r
-    if sw == 1:
-        for t in range(0, w, lanes):
-            store_first(to, o + t, sum_windows(col, bases, rows, places, across, 1, 0, t, ow, ahead), w - t, limit)
-    elif sw == 2:
-        for t in range(0, (w + 1) // 2, lanes):
-            a = sum_windows(col, bases, rows, places, across, 2, 0, t, ow, ahead)
-            b = sum_windows(col, bases, rows, places, across, 2, 1, t, ow, ahead)
-            store_first(to, o + 2 * t, mixed_low(a, b), w - 2 * t, limit)
-            if 2 * t + lanes < w:
-                store_first(to, o + 2 * t + lanes, mixed_high(a, b), w - 2 * t - lanes, limit)
+    if sw <= 2:
+        for t in range(0, (w + sw - 1) // sw, lanes):
+            a = sum_windows(col, bases, rows, places, across, sw, 0, t, ow, ahead)
+            if sw == 1:
+                store_first(to, o + t, a, w - t, limit)
+            else:
+                b = sum_windows(col, bases, rows, places, across, sw, 1, t, ow, ahead)
+                store_first(to, o + 2 * t, mixed_low(a, b), w - 2 * t, limit)
+                if 2 * t + lanes < w:
+                    store_first(to, o + 2 * t + lanes, mixed_high(a, b), w - 2 * t - lanes, limit)
     else:
         for e in range(min(sw, w)):
             for t in range(0, (w - e + sw - 1) // sw, lanes):
-                total = sum_windows(col, bases, rows, places, across, sw, e, t, ow, ahead)
+                a = sum_windows(col, bases, rows, places, across, sw, e, t, ow, ahead)
                 for i in range(min(lanes, (w - e + sw - 1) // sw - t)):
-                    store_lane(to, o + (t + i) * sw + e, total, i)
+                    store_lane(to, o + (t + i) * sw + e, a, i)
 
 
 @part
@@ -476,7 +473,10 @@ def sum_columns(v, begin, end, col, down, across, out, bypass):
     ahead = v.kh * kw * v.step_r
     if ahead > NEAR:
         ahead = AHEAD
-    at, left = begin * h * w, 0
+    at = begin * h * w
+    to, o, limit = out, at, end * h * w
+    if bypass:
+        to, o, limit = staged, 0, staged.size
     for plane in range(begin, end):
         base = plane * v.kh * kw * v.step_r
         e, t = 0, 0
@@ -487,25 +487,16 @@ def sum_columns(v, begin, end, col, down, across, out, bypass):
                 if 0 <= y < oh:
                     bases[U(rows)] = base + down[U(sh + 1 + k)] * kw * v.step_r + y * ow
                     rows += 1
-            if bypass:
-                image_row(v, col, bases, rows, across, staged, left, staged.size, ahead)
-                left += w
-                if r % many == many - 1:
-                    sent = send(out, at, staged, 0, left, False)
-                    at += sent
-                    left -= sent
-            else:
-                image_row(v, col, bases, rows, across, out, at, end * h * w, ahead)
-                at += w
+            image_row(v, col, bases, rows, across, to, o, limit, ahead)
+            o += w
+            if bypass and (r % many == many - 1 or r == h - 1):
+                sent = send(out, at, staged, 0, o, plane == end - 1 and r == h - 1)
+                at += sent
+                o -= sent
             e += 1
             if e == sh:
                 e, t = 0, t + 1
-        if bypass:
-            sent = send(out, at, staged, 0, left, False)
-            at += sent
-            left -= sent
     if bypass:
-        send(out, at, staged, 0, left, True)
         fence()
 
 
