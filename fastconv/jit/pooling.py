@@ -1,15 +1,16 @@
 """Max and average pooling and their gradients, in Numba. Workers take planes (n, c); none touches another's.
 
-A plane is worked on in bands of rows, so that loops are long (LLVM's vectors take 16 cells at once, and what is left over
-one by one) and stay in the first-level cache. Windows are separable: the rows of a window are first folded into one row,
-then the columns of all rows of the band in one loop. Where a maximum's place is asked for, rows and columns are instead
-laid out as for direct convolution, so that each tap is one flat array, and taps compete in the order of rule 5.
+Planes are worked on in bands of rows, which stay in the first-level cache; a band may go on from one plane to the next.
+Windows are separable: the rows of a window are first folded into one row, then its columns; the gradient of an average is
+spread the other way round, and each row of the image is the sum of the rows of windows that see it. Rows are vectors of a
+line of cache, of which the last one may reach into the next row (:mod:`fastconv.jit.vectors`). Where a maximum's place is
+asked for, rows and columns are instead laid out as for direct convolution, so that each tap is one flat array, and taps
+compete in the order of rule 5.
 
-What it compiles to (Numba 0.68 with LLVM 22, on AVX-512; from inspect_asm): maxima are vmaxps and sums vaddps, four zmm
-in a turn, and two columns at stride 2 two vpermt2ps more. A tap that competes is vmaxps, vcmpltps and a masked vmovdqa32:
-places are 32-bit numbers until they are stored. vmaxps has its own idea of NaN, so bands are looked through for one
-first (vcmpunordps, korw), and one that has any is folded with comparisons and masks. Other strides gather, divisors are a
-vmulpd and a vcvtpd2ps away from vdivps, and adding at indices is scalar.
+What it compiles to (Numba 0.68 with LLVM 22, on AVX-512; from inspect_asm): maxima are vmaxps and sums vaddps of zmm, and
+at stride 2 a vpermt2ps for each column. vmaxps has its own idea of NaN, so there is a vcmpunordps with each, and a band
+with any NaN is folded once more with comparisons and masks. A tap that competes is vmaxps, vcmpltps and a masked vmovdqa32:
+places are 32-bit numbers until they are stored. Strides beyond 2 gather, and adding at indices is scalar.
 """
 
 # mypy: allow-untyped-defs, allow-untyped-calls, allow-untyped-decorators
@@ -23,169 +24,236 @@ import numpy as np
 
 from .. import memory
 from ..geometry import Pool2dGeometry, Window2dGeometry
-from .common import AHEAD, U, copy, copy_pairs, copy_row_pairs, fill, inside, prefetch, zero
-from .im2col import window
-from .options import Kernel, flat, part, prange, usable_workers
+from .common import AHEAD, U, copy, copy_row_pairs, fill, inside, prefetch, zero
+from .im2col import STREAM_BYTES, seen_by, window
+from .options import Kernel, flat, inlined, part, prange, usable_workers
+from .vectors import (
+    STACK_BYTES,
+    ask,
+    between,
+    either,
+    evens,
+    fence,
+    greater,
+    greater_or_nan,
+    lanes_of,
+    load,
+    load_where,
+    mixed_high,
+    mixed_low,
+    nan_in,
+    over,
+    plus,
+    rolled,
+    send,
+    some,
+    splat,
+    stack,
+    store,
+    store_first,
+    store_lane,
+    times,
+    where,
+)
 
 Array = np.ndarray
-
-_1, _2 = U(1), U(2)
 
 STEP = 16                # cells of the longest vector
 _STEP = U(STEP)
 
-BAND = 1024              # cells of a band, with which everything stays in the first-level cache
+BAND = 6144              # cells of a band, with which everything stays in the first-level cache
 MOST_PLACES = 2**31 - 1  # cells of a plane whose indices fit 32 bits, as which they are faster
 MOST_FLAT = 2**17        # cells of a flat copy: larger windows than fit there have more work than loops have overhead
 
 #: How a pooling is cut up, and the elements of a worker's pieces of scratch.
-POOLING = np.dtype([(name, np.int64) for name in ("band", "pitch", "line", "first", "second", "third")])
+POOLING = np.dtype([(name, np.int64) for name in (
+    "band", "rows", "pitch", "line", "margin", "first", "second", "third")])
 
 
 # --- folds ------------------------------------------------------------------------------------------------------------
-# The same for sums and for maxima: op(best, value) is one of the functions below.
+# The same for sums and for maxima.
 
 @part
-def plus(best, value):
-    return best + value
+def has_nan(x, begin, end):
+    """Is there a NaN in x[begin:end]?"""
+    lanes = lanes_of(x)
+    zeros = splat(x, x.dtype.type(0))
+    nan = nan_in(zeros, zeros)
+    whole = begin + (end - begin) // (2 * lanes) * 2 * lanes
+    for at in range(begin, whole, 2 * lanes):
+        nan = either(nan, nan_in(load(x, at), load(x, at + lanes)))
+    for at in range(whole, end, lanes):
+        value = load_where(x, at, 0, end - at, zeros)
+        nan = either(nan, nan_in(value, value))
+    return some(nan)
 
 
-@part
-def greater(best, value):
-    """The greater one, the first one of equals. One instruction; not for NaN."""
-    return value if value > best else best
+def folding(op, averages, careful):
+    """A function that folds windows with `op`: to averages, or to maxima, of which one is `careful` with NaN."""
+    looks_for_nan = not averages and not careful
 
+    @inlined
+    def fold_tap(x, at, step, count, ahead, mask, first, whole, nothing, nan):
+        """A vector of `op` over `count` rows of x, `nothing` in lanes from `first` on, and the lanes where a NaN was seen.
 
-@part
-def greater_or_nan(best, value):
-    """A comparison with NaN is false: NaN gets in and never out again (rule 5)."""
-    return value if (value > best) | (value != value) else best
-
-
-def folding(op):
-    """Functions that fold columns with `op`, and whole windows. (What takes `op` as an argument can't be cached.)"""
-
-    @part
-    def fold_rows(x, at, step, count, row, left, width):
-        """row[left + k] = op over `count` rows of x, the first at x[at] and `step` cells from one to the next.
-
-        Zeros without a row: with dilation an average may be of no cell.
+        What is `ahead` of the last two rows is asked for: others were the last ones before.
         """
-        a, b, c, d = U(at), U(at + step), U(at + 2 * step), U(left)
-        if count == 0:
-            zero(row, left, width)
-        elif count == 1:
-            for k in range(U(width)):
-                row[d + k] = x[a + k]
-        elif count == 2:
-            for k in range(U(width)):
-                row[d + k] = op(x[a + k], x[b + k])
-        else:
-            for k in range(U(width)):
-                row[d + k] = op(op(x[a + k], x[b + k]), x[c + k])
-        for i in range(3, count):
-            a = U(at + i * step)
-            for k in range(U(width)):
-                row[d + k] = op(row[d + k], x[a + k])
+        best = where(mask, load(x, at), nothing) if whole else load_where(x, at, 0, first, nothing)
+        if count <= 2:
+            ask(x, at + ahead)
+        for i in range(1, count):
+            at += step
+            if i >= count - 2:
+                ask(x, at + ahead)
+            value = where(mask, load(x, at), nothing) if whole else load_where(x, at, 0, first, nothing)
+            if looks_for_nan:
+                nan = either(nan, nan_in(best, value))
+            best = op(best, value)
+        if looks_for_nan and count == 1:
+            nan = either(nan, nan_in(best, best))
+        return best, nan
 
-    @part
-    def fold_columns(cells, gap, taps, out, at, count):
-        """out[at + q] = op over `taps` cells, `gap` from one to the next, the first at cells[q]."""
-        o, a, b = U(at), U(gap), U(2 * gap)
-        if taps == 1:
-            for q in range(U(count)):
-                out[o + q] = cells[q]
-        elif taps == 2:
-            for q in range(U(count)):
-                out[o + q] = op(cells[q], cells[a + q])
-        else:
-            for q in range(U(count)):
-                out[o + q] = op(op(cells[q], cells[a + q]), cells[b + q])
-        for j in range(3, taps):
-            a = U(j * gap)
-            for q in range(U(count)):
-                out[o + q] = op(out[o + q], cells[a + q])
+    @inlined
+    def fold_rows(x, at, step, count, down, rows, line, pitch, repeat, width, nothing, nan):
+        """rows[line + r*pitch + k] = op over `count` rows of x, `repeat` times, `down` cells further each time.
 
-    @part
-    def fold_pairs(cells, halves, gap, taps, out, at, count):
-        """The same for windows two cells apart, the first tap at cells[2*q].
-
-        More than two taps: even and odd cells are parted first, since LLVM makes permutations of pairs, gathers of others.
+        Behind the `width` cells of a row goes `nothing`, perhaps into the next one: columns are taken from behind.
         """
-        o = U(at)
-        if taps == 2 and gap == 1:
-            for q in range(U(count)):
-                out[o + q] = op(cells[q * _2], cells[q * _2 + _1])
-            return
-        odd = halves.size // 2
-        copy_pairs(halves, 0, odd, cells, 0, count + (taps - 1) * gap // 2)
-        b, c = U(gap % 2 * odd + gap // 2), U(gap)
-        if taps == 1:
-            for q in range(U(count)):
-                out[o + q] = halves[q]
-        elif taps == 2:
-            for q in range(U(count)):
-                out[o + q] = op(halves[q], halves[b + q])
-        else:
-            for q in range(U(count)):
-                out[o + q] = op(op(halves[q], halves[b + q]), halves[c + q])
-        for j in range(3, taps):
-            a = U(j * gap % 2 * odd + j * gap // 2)
-            for q in range(U(count)):
-                out[o + q] = op(out[o + q], halves[a + q])
+        lanes = lanes_of(x)
+        ahead = max(AHEAD, repeat * down)
+        k = (width - 1) // lanes * lanes
+        while k >= 0:
+            mask, end = between(x, 0, min(width - k, lanes)), repeat
+            while end > 0 and at + k + (end - 1) * down + (count - 1) * step + lanes > x.size:
+                end -= 1
+            a, t = at + k, line + k
+            for _ in range(end):
+                rolled()
+                best, nan = fold_tap(x, a, step, count, ahead, mask, width - k, True, nothing, nan)
+                store(rows, t, best)
+                a += down
+                t += pitch
+            for _ in range(end, repeat):
+                rolled()
+                best, nan = fold_tap(x, a, step, count, ahead, mask, width - k, False, nothing, nan)
+                store(rows, t, best)
+                a += down
+                t += pitch
+            k -= lanes
+        return nan
 
     @part
-    def fold_band(v, p, x, plane, y0, y1, rows, halves, to, at):
-        """Each window of output rows [y0, y1), row after row `p.line` cells from to[at] on.
+    def fold_some(x, at, step, count, down, rows, line, pitch, repeat, width, nothing, nan):
+        if count == 2:
+            return fold_rows(x, at, step, 2, down, rows, line, pitch, repeat, width, nothing, nan)
+        if count == 3:
+            return fold_rows(x, at, step, 3, down, rows, line, pitch, repeat, width, nothing, nan)
+        if count > 0:
+            return fold_rows(x, at, step, count, down, rows, line, pitch, repeat, width, nothing, nan)
+        for r in range(repeat):  # with dilation an average may be of no cell
+            for k in range(0, width, lanes_of(x)):
+                store(rows, line + r * pitch + k, nothing)
+        return nan
 
-        First the rows of windows are folded into `rows`, which has beside the image's columns what changes nothing.
+    @inlined
+    def fold_column(rows, at, step, gap, taps):
+        """A vector of op over `taps` columns of `rows`, `gap` apart; windows are `step` apart, 1 or 2."""
+        best = load(rows, at) if step == 1 else evens(load(rows, at), load(rows, at + lanes_of(rows)))
+        for _ in range(1, taps):
+            at += gap
+            best = op(best, load(rows, at) if step == 1 else evens(load(rows, at), load(rows, at + lanes_of(rows))))
+        return best
+
+    @inlined
+    def fold_columns(rows, line, pitch, step, gap, taps, repeat, y, oh, out, o, ow, limit, down, across, fixed):
+        """`repeat` rows of windows to out[o]; the first one is row y of a plane. `down`, `across`, `fixed`: the divisors."""
+        lanes = lanes_of(out)
+        q = (ow - 1) // lanes * lanes
+        while q >= 0:
+            end = repeat
+            while end > 0 and o + q + (end - 1) * ow + lanes > limit:
+                end -= 1
+            a, t = line + q * step, o + q
+            if averages and fixed == 0:
+                columns = load(across, q)
+                for _ in range(repeat):
+                    divisor = times(splat(out, down[U(y)]), columns)
+                    store_first(out, t, over(fold_column(rows, a, step, gap, taps), divisor), ow - q, limit)
+                    y += 1
+                    y -= oh if y == oh else 0
+                    a += pitch
+                    t += ow
+                y = (y - repeat) % oh
+            else:
+                divisor = splat(out, fixed)
+                for _ in range(end):
+                    rolled()
+                    best = fold_column(rows, a, step, gap, taps)
+                    store(out, t, over(best, divisor) if averages else best)
+                    a += pitch
+                    t += ow
+                for _ in range(end, repeat):
+                    rolled()
+                    best = fold_column(rows, a, step, gap, taps)
+                    store_first(out, t, over(best, divisor) if averages else best, ow - q, limit)
+                    a += pitch
+                    t += ow
+            q -= lanes
+
+    @part
+    def fold_band(v, p, x, r0, r1, rows, taps, identity, out, limit, down, across, fixed):
+        """Each window of rows [r0, r1) of output, counted over all planes. False where a NaN was in the way.
+
+        First the rows of windows are folded into `rows`, which has beside the image's columns what changes nothing. Then
+        the columns; what is between out[r1*ow] and out[limit] may be overwritten.
         """
-        ahead = p.band * v.sh * v.w + AHEAD
-        for y in range(y0, y1):
-            start = y * v.sh - v.top
-            first, stop = inside(v.h, start, v.dh, v.kh)
-            prefetch(x, plane + start * v.w + ahead, v.sh * v.w)
-            fold_rows(x, plane + (start + first * v.dh) * v.w, v.dh * v.w, stop - first, rows,
-                      (y - y0) * p.pitch + v.left, v.w)
-        count = (y1 - y0 - 1) * p.line + v.ow
-        if v.sw == 1:
-            fold_columns(rows, v.dw, v.kw, to, at, count)
-        elif v.sw == 2:
-            fold_pairs(rows, halves, v.dw, v.kw, to, at, count)
+        nothing = splat(x, identity)
+        nan = nan_in(nothing, nothing)
+        h, w, oh, ow, sh, dh, kh, kw, sw, dw, top = v.h, v.w, v.oh, v.ow, v.sh, v.dh, v.kh, v.kw, v.sw, v.dw, v.top
+        pitch = p.pitch
+        r, line = r0, p.margin
+        while r < r1:
+            plane, y = r // oh * h * w, r % oh
+            start = y * sh - top
+            first, stop = inside(h, start, dh, kh)
+            repeat = 1
+            if stop - first == kh:  # and so on, as far as there are whole windows
+                repeat = min(max((h - 1 - (kh - 1) * dh - start) // sh + 1, 1), min(oh - y, r1 - r))
+                if h == oh * sh and top == 0 and (kh - 1) * dh < sh:  # in all planes, which follow each other likewise
+                    repeat = r1 - r
+            nan = fold_some(x, plane + (start + first * dh) * w, dh * w, stop - first, sh * w, rows, line, pitch, repeat, w,
+                            nothing, nan)
+            line += repeat * pitch
+            r += repeat
+        if looks_for_nan and some(nan):
+            return False
+        y, o, line = r0 % oh, r0 * ow, p.margin - v.left
+        if sw == 1 and kw == 3:
+            fold_columns(rows, line, pitch, 1, dw, 3, r1 - r0, y, oh, out, o, ow, limit, down, across, fixed)
+        elif sw == 1:
+            fold_columns(rows, line, pitch, 1, dw, kw, r1 - r0, y, oh, out, o, ow, limit, down, across, fixed)
+        elif sw == 2 and kw == 2:
+            fold_columns(rows, line, pitch, 2, dw, 2, r1 - r0, y, oh, out, o, ow, limit, down, across, fixed)
+        elif sw == 2:
+            fold_columns(rows, line, pitch, 2, dw, kw, r1 - r0, y, oh, out, o, ow, limit, down, across, fixed)
         else:
-            copy(to, at, rows, 0, v.sw, count)
-            o, step = U(at), U(v.sw)
-            for j in range(1, v.kw):
-                a = U(j * v.dw)
-                for q in range(U(count)):
-                    to[o + q] = op(to[o + q], rows[q * step + a])
+            for r in range(r1 - r0):
+                for j in range(kw):  # LLVM makes gathers of that
+                    copy(taps, j * p.line, rows, line + r * pitch + j * dw, sw, ow)
+                fold_columns(taps, 0, 0, 1, p.line, kw, 1, (y + r) % oh, oh, out, o + r * ow, ow, limit, down, across, fixed)
+        return True
 
-    return fold_columns, fold_band
-
-
-add_columns, sums = folding(plus)
-_, maxima = folding(greater)
-_, maxima_or_nan = folding(greater_or_nan)
+    return fold_band
 
 
-@part
-def copy_rows(to, at, count, source, step, rows):
-    """The first `count` of each `step` cells of `source` to to[at], without gaps."""
-    for i in range(rows):
-        copy(to, at + i * count, source, i * step, 1, count)
+averages = folding(plus, True, False)
+maxima = folding(greater, False, False)
+maxima_or_nan = folding(greater_or_nan, False, True)
 
 
 # --- maximum ----------------------------------------------------------------------------------------------------------
 # Nearly always there is no NaN, and without one a maximum is one instruction. So cells are looked at before they are
 # used, and from the first NaN on the rest of a plane goes the careful way.
-
-@part
-def has_nan(x, at, count):
-    found = False
-    for i in range(U(at), U(at + count)):
-        found |= x[i] != x[i]
-    return found
-
 
 @part
 def take(best, place, count, cells, a, cell_a):
@@ -345,25 +413,11 @@ def max_row_places_or_nan(v, x, plane, y, out, indices, to):
 
 
 @part
-def max_band(v, p, x, plane, y0, y1, out, indices, to, limit, first, second, third):
-    """Output rows [y0, y1) of one plane, with indices where they are asked for."""
+def max_band_indices(v, p, x, plane, y0, y1, out, indices, to, limit, first, second, third):
+    """Output rows [y0, y1) of one plane, with indices."""
     begin = max(y0 * v.sh - v.top, 0)
     end = min((y1 - 1) * v.sh - v.top + (v.kh - 1) * v.dh + 1, v.h)
-    careful = has_nan(x, plane + begin * v.w, max(end - begin, 0) * v.w)
-    if indices.size == 0:
-        at = to + y0 * v.ow
-        direct = p.line == v.ow
-        if careful and direct:
-            maxima_or_nan(v, p, x, plane, y0, y1, first, third, out, at)
-        elif direct:
-            maxima(v, p, x, plane, y0, y1, first, third, out, at)
-        elif careful:
-            maxima_or_nan(v, p, x, plane, y0, y1, first, third, second, 0)
-        else:
-            maxima(v, p, x, plane, y0, y1, first, third, second, 0)
-        if not direct:
-            copy_rows(out, at, v.ow, second, p.line, y1 - y0)
-    elif careful or p.band == 0:
+    if p.band == 0 or has_nan(x, plane + begin * v.w, plane + max(end, begin) * v.w):
         for y in range(y0, y1):
             max_row_places_or_nan(v, x, plane, y, out, indices, to + y * v.ow)
     else:
@@ -379,11 +433,19 @@ def max_planes(workers, windows, poolings, x, out, indices, scratch):
         third = scratch[worker, p.first + p.second:]
         fill(first, 0, 1, first.size, -np.inf)
         planes = v.n * v.c
-        limit = planes * (worker + 1) // workers * v.oh * v.ow  # where this worker's results end
-        for i in range(planes * worker // workers, planes * (worker + 1) // workers):
-            for y in range(0, v.oh, max(p.band, 1)):
-                max_band(v, p, x, i * v.h * v.w, y, min(y + max(p.band, 1), v.oh), out, indices, i * v.oh * v.ow, limit,
-                         first, second, third)
+        if indices.size == 0:
+            begin, end = planes * v.oh * worker // workers, planes * v.oh * (worker + 1) // workers
+            lowest, one = x.dtype.type(-np.inf), x.dtype.type(1)
+            for r in range(begin, end, p.band):
+                stop = min(r + p.band, end)
+                if not maxima(v, p, x, r, stop, first, second, lowest, out, end * v.ow, x, x, one):
+                    maxima_or_nan(v, p, x, r, stop, first, second, lowest, out, end * v.ow, x, x, one)
+        else:
+            limit = planes * (worker + 1) // workers * v.oh * v.ow  # where this worker's results end
+            for i in range(planes * worker // workers, planes * (worker + 1) // workers):
+                for y in range(0, v.oh, max(p.band, 1)):
+                    max_band_indices(v, p, x, i * v.h * v.w, y, min(y + max(p.band, 1), v.oh), out, indices, i * v.oh * v.ow,
+                                     limit, first, second, third)
 
 
 @Kernel
@@ -407,111 +469,160 @@ def add_at(workers, dout, indices, places, cells, out):
 # --- average ----------------------------------------------------------------------------------------------------------
 
 @part
-def divide(out, o, count, row, columns, fixed):
-    """Divide by row * columns, or by `fixed` where that is not 0. (In place: what overlaps is not vectorised.)"""
-    if fixed != 0:
-        for q in range(count):
-            out[o + q] /= fixed
-    else:
-        for q in range(count):
-            out[o + q] /= out.dtype.type(row * columns[q])
-
-
-@part
-def avg_band(v, p, x, plane, y0, y1, rows, columns, fixed, out, to, first, second, third):
-    """Sums over the cells inside of the image, divided."""
-    at = to + y0 * v.ow
-    if p.line == v.ow:
-        sums(v, p, x, plane, y0, y1, first, third, out, at)
-    else:
-        sums(v, p, x, plane, y0, y1, first, third, second, 0)
-        copy_rows(out, at, v.ow, second, p.line, y1 - y0)
-    if fixed != 0:
-        divide(out, U(at), U((y1 - y0) * v.ow), 0.0, columns, fixed)
-    else:
+def share_rows(v, dout, at, y0, y1, to, margin, line, down, across, fixed):
+    """The shares of windows in rows [y0, y1), `line` cells from one row to the next, with zeros between them."""
+    lanes = lanes_of(dout)
+    zeros = splat(dout, dout.dtype.type(0))
+    ow = v.ow
+    for q in range(0, ow, lanes):
+        mask, a, t, divisor = between(dout, 0, min(ow - q, lanes)), at + q, margin + q, splat(dout, fixed)
+        columns = load(across, q)
         for y in range(y0, y1):
-            divide(out, U(to + y * v.ow), U(v.ow), rows[y], columns, fixed)
+            rolled()
+            ask(dout, a + max((y1 - y0) * ow, AHEAD))
+            if fixed == 0:
+                divisor = times(splat(dout, down[U(y)]), columns)
+            if a + lanes <= dout.size:
+                store(to, t, over(where(mask, load(dout, a), zeros), divisor))
+            else:
+                store(to, t, over(load_where(dout, a, 0, ow - q, zeros), divisor))
+            a += ow
+            t += line
+
+
+@inlined
+def sum_shares(shares, at, gap, taps):
+    """A vector of sums of `taps` cells, `gap` apart."""
+    total = load(shares, at)
+    for _ in range(1, taps):
+        at += gap
+        total = plus(total, load(shares, at))
+    return total
+
+
+@inlined
+def spread_rows(shares, at, line, gap, taps, to, pitch, rows, width):
+    """What each column of the image gets from its windows, one apart: `rows` rows, `line` cells apart, to to[0]."""
+    for t in range(0, width, lanes_of(to)):
+        a, o = at + t, t
+        for _ in range(rows):
+            rolled()
+            store(to, o, sum_shares(shares, a, gap, taps))
+            a += line
+            o += pitch
 
 
 @part
-def spread(v, p, shares, count, to):
-    """to[k] = the sum of the shares of all windows in a row that have column k of the padded image.
+def spread_pairs(shares, at, line, left, taps, to, pitch, rows, width):
+    """The same for windows two apart: even and odd columns see other taps."""
+    lanes = lanes_of(to)
+    zeros = splat(to, to.dtype.type(0))
+    # a column sees tap j = (its own residue + left) % 2 first, then every second one
+    even, odd = (taps - left % 2 + 1) // 2, (taps - (1 + left) % 2 + 1) // 2
+    for t in range(0, (width + 1) // 2, lanes):
+        a, b, o = at + t + left // 2, at + t + (1 + left) // 2, 2 * t
+        for _ in range(rows):
+            rolled()
+            first = sum_shares(shares, a, -1, even) if even > 0 else zeros
+            second = sum_shares(shares, b, -1, odd) if odd > 0 else zeros
+            store(to, o, mixed_low(first, second))
+            store(to, o + lanes, mixed_high(first, second))
+            a += line
+            b += line
+            o += pitch
 
-    `shares` has rows p.line cells apart, with zeros between them and p.line zeros before.
+
+@inlined
+def sum_spread(rows, at, pitch, count, to, o, width, limit):
+    """A row of the image: the sum of `count` rows, perhaps of none."""
+    lanes = lanes_of(to)
+    for k in range(0, width, lanes):
+        rolled()
+        total = sum_shares(rows, at + k, pitch, count) if count > 0 else splat(to, to.dtype.type(0))
+        store_first(to, o + k, total, width - k, limit)
+
+
+@part
+def avg_plane_backward(v, p, dout, plane, down, across, fixed, below, beside, out, o, limit, staged, first, second, bypass,
+                       last):
+    """Each window's share, added to its cells: to those of one row of windows first, then to the rows of the image.
+
+    `below` and `beside` tell which windows see a row and a column (`seen_by`). The plane goes to out[o], or to staged[o] and
+    from there to `out`; returned is where the next one goes.
     """
-    a = U(p.line)
-    if v.sw == 1:
-        add_columns(shares, v.dw, v.kw, to, 0, count)  # the shares of kw windows that end one after the other
-    elif v.sw == 2 and v.kw == 2 and v.dw == 1:
-        for q in range(U(count)):
-            share = shares[a + q]
-            to[q * _2], to[q * _2 + _1] = share, share
-    elif v.sw == 2 and v.kw == 3 and v.dw == 1:
-        for q in range(U(count)):
-            share = shares[a + q]
-            to[q * _2], to[q * _2 + _1] = share + shares[a + q - _1], share
-    else:
-        zero(to, 0, to.size)
-        step = U(v.sw)
-        for j in range(v.kw):
-            gap = U(j * v.dw)
-            for q in range(U(count)):
-                to[q * step + gap] += shares[a + q]
-
-
-@part
-def avg_plane_backward(v, p, dout, at, rows, columns, fixed, out, plane, first, second):
-    """Each window's share, added to its cells: to those of one row of windows first, then to the rows of the image."""
-    h, w, ow, line = v.h, v.w, v.ow, p.line
-    left, width = U(v.left), U(w)
-    zero(first, 0, first.size)
-    margin = (v.kw - 1) * v.dw if v.sw == 1 else line
-    written = 0  # rows of the image
-    if v.dh != 1:
-        zero(out, plane, h * w)
-        written = h
-    for y0 in range(0, v.oh, p.band):
-        y1 = min(y0 + p.band, v.oh)
-        prefetch(dout, at + y0 * ow + AHEAD, (y1 - y0) * ow)
-        for y in range(y0, y1):
-            to = margin + (y - y0) * line
-            copy(first, to, dout, at + y * ow, 1, ow)
-            divide(first, U(to), U(ow), rows[y], columns, fixed)
-        spread(v, p, first, (y1 - y0) * line, second)
-        for y in range(y0, y1):
-            start = y * v.sh - v.top
-            begin, stop = inside(h, start, v.dh, v.kh)
-            s = U((y - y0) * p.pitch) + left
-            for i in range(begin, stop):
-                row = start + i * v.dh
-                to = U(plane + row * w)
-                if row >= written:
-                    zero(out, plane + written * w, (row - written) * w)
-                    for k in range(width):
-                        out[to + k] = second[s + k]
-                    written = row + 1
+    lanes = lanes_of(dout)
+    zeros = splat(dout, dout.dtype.type(0))
+    h, w, oh, ow, kh, sh, sw, top = v.h, v.w, v.oh, v.ow, v.kh, v.sh, v.sw, v.top
+    line, pitch, margin = p.line, p.pitch, p.margin
+    halo = (kh - 1) * v.dh // sh
+    vertical, horizontal = (below.size - sh - 1) // 2, (beside.size - sw - 1) // 2
+    for r0 in range(0, h, p.rows):
+        r1 = min(r0 + p.rows, h)
+        y0, y1 = max((r0 + top) // sh - halo, 0), min((r1 - 1 + top) // sh + 1, oh)
+        share_rows(v, dout, (plane * oh + y0) * ow, y0, y1, first, margin, line, down, across, fixed)
+        if sw == 1 and v.kw == 3:
+            spread_rows(first, margin + v.left, line, -v.dw, 3, second, pitch, y1 - y0, w)
+        elif sw == 1:
+            spread_rows(first, margin + v.left, line, -v.dw, v.kw, second, pitch, y1 - y0, w)
+        elif sw == 2 and v.dw == 1:
+            spread_pairs(first, margin, line, v.left, v.kw, second, pitch, y1 - y0, w)
+        else:
+            for y in range(y1 - y0):
+                for e in range(sw):
+                    for t in range(0, (w + sw - 1) // sw, lanes):
+                        total = zeros
+                        for k in range(beside[U(e)], beside[U(e + 1)]):
+                            total = plus(total, load(first, margin + y * line + t + beside[U(sw + 1 + horizontal + k)]))
+                        for i in range(lanes):
+                            store_lane(second, y * pitch + (t + i) * sw + e, total, i)
+        for r in range(r0, r1):
+            if v.dh == 1:  # rows of windows one behind the other
+                top_row, low = max(-((kh - 1 - r - top) // sh), 0), min((r + top) // sh, oh - 1)
+                at, count = (top_row - y0) * pitch, low + 1 - top_row
+                if count == 1:
+                    sum_spread(second, at, pitch, 1, staged, o, w, limit)
+                elif count == 3:
+                    sum_spread(second, at, pitch, 3, staged, o, w, limit)
                 else:
-                    for k in range(width):
-                        out[to + k] += second[s + k]
-    zero(out, plane + written * w, (h - written) * w)
+                    sum_spread(second, at, pitch, count, staged, o, w, limit)
+            else:
+                begin, end = below[U(r % sh)], below[U(r % sh + 1)]
+                for k in range(0, w, lanes):
+                    total = zeros
+                    for m in range(begin, end):
+                        y = r // sh + below[U(sh + 1 + vertical + m)]
+                        if 0 <= y < oh:
+                            total = plus(total, load(second, (y - y0) * pitch + k))
+                    store_first(staged, o + k, total, w - k, limit)
+            o += w
+        if bypass:
+            o -= send(out, (plane * h + r1) * w - o, staged, 0, o, last and r1 == h)
+    return o
 
 
 @Kernel
-def avg_planes(workers, windows, poolings, backward, x, rows, columns, fixed, out, scratch):
+def avg_planes(workers, windows, poolings, backward, x, down, across, fixed, below, beside, out, scratch, bypass):
     """`scratch` is (workers, elements)."""
     for worker in prange(workers):
         v, p = windows[0], poolings[0]
         first, second = scratch[worker, :p.first], scratch[worker, p.first:p.first + p.second]
-        third = scratch[worker, p.first + p.second:]
         zero(first, 0, first.size)
         planes = v.n * v.c
-        for i in range(planes * worker // workers, planes * (worker + 1) // workers):
-            if backward:
-                avg_plane_backward(v, p, x, i * v.oh * v.ow, rows, columns, fixed, out, i * v.h * v.w, first, second)
-            else:
-                for y in range(0, v.oh, p.band):
-                    avg_band(v, p, x, i * v.h * v.w, y, min(y + p.band, v.oh), rows, columns, fixed, out,
-                             i * v.oh * v.ow, first, second, third)
+        if backward:
+            staged = stack(out)
+            begin, end = planes * worker // workers, planes * (worker + 1) // workers
+            to, o, limit = out, begin * v.h * v.w, end * v.h * v.w
+            if bypass:
+                to, o, limit = staged, 0, staged.size
+            for plane in range(begin, end):
+                o = avg_plane_backward(v, p, x, plane, down, across, fixed, below, beside, out, o, limit, to, first, second,
+                                       bypass, plane == end - 1)
+            if bypass:
+                fence()
+        else:
+            begin, end = planes * v.oh * worker // workers, planes * v.oh * (worker + 1) // workers
+            for r in range(begin, end, p.band):
+                averages(v, p, x, r, min(r + p.band, end), first, second, x.dtype.type(0), out, end * v.ow, down, across, fixed)
 
 
 # --- entry points -----------------------------------------------------------------------------------------------------
@@ -523,24 +634,38 @@ _NO_INDICES = np.empty(0, np.int64)
 def _layout(geometry: Pool2dGeometry, kind: str) -> Array:
     """How to cut up a pooling of a `kind`: "fold", "places" (maxima with indices) or "spread" (averages backward)."""
     (kh, kw), (sh, sw), (dh, dw), (oh, ow) = geometry.kernel, geometry.stride, geometry.dilation, geometry.out_size
+    left, (h, w), halo = geometry.pads[1][0], geometry.in_size, (kh - 1) * dh // sh
     slack = 64  # loops may run over the end of a row
+    fields = dict.fromkeys(POOLING.names or (), 0)
+
+    def whole(cells: int) -> int:
+        return -(-cells // STEP) * STEP
+
     if kind == "places":
-        line, halo = ow + (kw - 1) * dw // sw, (kh - 1) * dh // sh
+        line = ow + (kw - 1) * dw // sw
         slots = min(sh, geometry.extent[0]) * sw
-        band = min(max(4 * BAND // (slots * line) - halo, 1), oh)
+        band = min(max(BAND // (slots * line) - halo, 1), oh)
         cells = slots * (band + halo) * line
-        if cells > MOST_FLAT or geometry.in_size[0] * geometry.in_size[1] > MOST_PLACES:
-            return np.array([(0, 0, 0, 0, 0, 0)], POOLING)
-        return np.array([(band, 0, line, cells + slack, band * line + slack, band * line + slack)], POOLING)
-    # with ceil_mode the last window may reach beyond the padding
-    reach = (ow - 1) * sw + geometry.extent[1]
-    line = -(-max(geometry.pads[1][0] + geometry.in_size[1], reach) // sw)
-    pitch = line * sw
-    band = min(max(BAND // pitch, 1), oh)
-    if kind == "spread":  # with zeros before and behind
-        return np.array([(band, pitch, line, (band + 2) * line + slack, (band + 1) * pitch + slack, 0)], POOLING)
-    halves = (band + 1) * pitch + 2 * slack if sw == 2 else 0
-    return np.array([(band, pitch, line, (band + 1) * pitch + slack, band * line + slack, halves)], POOLING)
+        if cells <= MOST_FLAT and h * w <= MOST_PLACES:
+            fields |= {"band": band, "line": line, "first": cells + slack, "second": band * line + slack,
+                       "third": band * line + slack}
+    elif kind == "fold":
+        # with ceil_mode the last window may reach beyond the padding
+        # stores of rows begin where lines of cache do
+        margin, line = whole(left), ow + slack
+        pitch = margin + whole(max(w, (ow - 1) * sw + geometry.extent[1] - left))
+        band = max(BAND // (sh * w + pitch), 1)  # with what is read, of which the next band's is asked for
+        fields |= {"band": band, "pitch": pitch, "line": line, "margin": margin, "first": band * pitch + slack,
+                   "second": kw * line if sw > 2 else 0}
+    else:
+        steps, margin = -(-w // sw), -(-(kw - 1) * dw // sw) + 1
+        rows = min(max(BAND * 3 // 4 // w, 1), h)
+        band = (rows - 1) // sh + 2 + halo
+        line = margin + whole(max(ow, steps + left // sw + 1)) + STEP
+        pitch = sw * whole(steps)
+        fields |= {"band": band, "rows": rows, "pitch": pitch, "line": line, "margin": margin,
+                   "first": band * line + margin + slack, "second": band * pitch + slack}
+    return np.array([tuple(fields.values())], POOLING)
 
 
 def _scratch(layout: Array, workers: int, dtype: np.dtype) -> Array:
@@ -567,19 +692,20 @@ def max_pool_backward(dout: Array, indices: Array, geometry: Window2dGeometry, o
 
 
 @lru_cache(maxsize=256)
-def _divisors(geometry: Pool2dGeometry, count_include_pad: bool) -> tuple[Array, Array, float]:
-    """Each window's divisor as ``rows[y] * columns[q]``, and the one of all windows, or 0 where they differ."""
-    rows, columns = (np.array(geometry.divisors(axis, count_include_pad), np.float64) for axis in (0, 1))
-    same = np.ptp(rows) == 0 and np.ptp(columns) == 0
-    return rows, columns, float(rows[0] * columns[0]) if same else 0.0
+def _divisors(geometry: Pool2dGeometry, count_include_pad: bool, dtype: np.dtype) -> tuple[Array, Array, float]:
+    """Each window's divisor as ``down[y] * across[q]``, and the one of all windows, or 0 where they differ."""
+    down, across = (np.array(geometry.divisors(axis, count_include_pad), dtype) for axis in (0, 1))
+    same = np.ptp(down) == 0 and np.ptp(across) == 0
+    return down, np.append(across, np.ones(STEP, dtype)), float(down[0]) * float(across[0]) if same else 0.0
 
 
 def avg_pool(x: Array, geometry: Pool2dGeometry, count_include_pad: bool, divisor_override: int | None, backward: bool,
              out: Array, threads: int) -> None:
     """Average pooling of float32 or float64 x into `out`; with `backward`, x is dout and `out` the input's gradient."""
     workers = usable_workers(threads)
-    rows, columns, same = _divisors(geometry, count_include_pad)
+    down, across, same = _divisors(geometry, count_include_pad, x.dtype)
     fixed = x.dtype.type(divisor_override or same)
     layout = _layout(geometry, "spread" if backward else "fold")
-    avg_planes(workers, window(geometry), layout, backward, flat(x), rows, columns, fixed, flat(out),
-               _scratch(layout, workers, x.dtype))
+    bypass = backward and out.nbytes >= STREAM_BYTES and geometry.in_size[1] * out.itemsize <= STACK_BYTES // 2
+    avg_planes(workers, window(geometry), layout, backward, flat(x), down, across, fixed, seen_by(geometry, 0),
+               seen_by(geometry, 1), flat(out), _scratch(layout, workers, x.dtype), bypass)
