@@ -676,16 +676,18 @@ def test_the_other_tiles_are_vectorised_too(name):
 
 @needs_fma
 @pytest.mark.parametrize(("name", "instructions"), [
-    ("maxima", r"vmaxps.*%[yz]mm"), ("maxima_or_nan", r"cmp\w*ps.*%[yz]mm"), ("sums", r"vaddps.*%[yz]mm")])
+    ("maxima", r"vmaxps.*%[yz]mm"), ("maxima_or_nan", r"cmp\w*ps.*%[yz]mm"), ("averages", r"vaddps.*%[yz]mm")])
 def test_folds_are_vectorised(name, instructions):
     """Rows and columns, the latter at strides 1 and 2."""
     from fastconv.jit import pooling
 
     geometry = pool2d_geometry((1, 1, 8, 64), 2)
     window, layout = pooling.window(geometry), pooling._layout(geometry, "fold")
-    out, rows, halves = np.zeros(128, "f4"), np.zeros(2000, "f4"), np.zeros(2000, "f4")
-    text = assembly(getattr(pooling, name), window[0], layout[0], np.ones(512, "f4"), 0, 0, 4, rows, halves, out, 0)
-    np.testing.assert_array_equal(out, 4 if name == "sums" else 1)
+    x, out, one = np.ones(512, "f4"), np.zeros(128, "f4"), np.float32(1)
+    rows, taps, divisors = np.zeros(2000, "f4"), np.zeros(2000, "f4"), np.ones(128, "f4")
+    text = assembly(getattr(pooling, name), window[0], layout[0], x, 0, 4, rows, taps, np.float32(0), out, 128, divisors,
+                    divisors, one)
+    np.testing.assert_array_equal(out, 4 if name == "averages" else 1)
     assert sum(any(re.search(instructions, line) for line in loop) for loop in inner_loops(text)) >= 4
     assert "prefetch" in text
 
