@@ -31,7 +31,7 @@ types = numba.types
 intrinsic = numba.extending.intrinsic
 
 
-class Vector(types.Type):
+class Vector(types.Type):  # type: ignore[misc,name-defined]
     """The type of a vector, or with `dtype` boolean of a mask: a bit for each lane."""
 
     def __init__(self, dtype: Any, lanes: int) -> None:
@@ -58,7 +58,7 @@ class Vector(types.Type):
 
 
 @numba.extending.register_model(Vector)
-class _VectorModel(numba.extending.models.PrimitiveModel):
+class _VectorModel(numba.extending.models.PrimitiveModel):  # type: ignore[misc]
     def __init__(self, manager: Any, kind: Vector) -> None:
         super().__init__(manager, kind, kind.value)
 
@@ -336,10 +336,10 @@ def load_lane(typing, array, at, vector, i):
     return vector(array, types.intp, vector, types.intp), generate
 
 
-def _permuting(lanes_of: Callable[[int], list[int]]) -> Any:
+def _permuting(order: Callable[[int], list[int]]) -> Any:
     def typed(typing: Any, a: Any, b: Any) -> Any:
         def generate(context, builder, signature, args):
-            return _permute(builder, *args, lanes_of(a.lanes))
+            return _permute(builder, args[0], args[1], order(a.lanes))
 
         return (a(a, b), generate) if a == b else None
 
