@@ -53,6 +53,11 @@ FC_INLINE IVEC FC_NAME(iall)(FC_INT value) { return value - (IVEC){0}; }
 
 enum { FC_NAME(lanes) = FC_LANES };
 
+/* Without signs, so that any bits may be added and subtracted. */
+typedef FC_UINT UWORDS __attribute__((vector_size(FC_BYTES)));
+FC_INLINE IVEC FC_NAME(plus)(IVEC a, IVEC b) { return (IVEC)((UWORDS)a + (UWORDS)b); }
+FC_INLINE IVEC FC_NAME(minus)(IVEC a, IVEC b) { return (IVEC)((UWORDS)a - (UWORDS)b); }
+
 /* 0, 1, 2 ... */
 FC_INLINE IVEC FC_NAME(count)(void) { return (IVEC){IOTA}; }
 
@@ -224,7 +229,6 @@ FC_INLINE IVEC FC_NAME(tally)(IVEC count, MASK which)
 FC_INLINE int FC_NAME(any)(VEC v, FC_T value) { return FC_COMPARE(v, FC_NAME(all)(value), _CMP_EQ_OQ) != 0; }
 #else
 typedef IVEC MASK;
-typedef FC_UINT UWORDS __attribute__((vector_size(FC_BYTES)));
 FC_INLINE VEC FC_NAME(pick)(MASK which, VEC yes, VEC no)
 {
 #if defined(__AVX2__)

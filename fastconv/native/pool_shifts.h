@@ -1,9 +1,9 @@
 /* Template of the gradient of a maximum of windows with stride 1, and of 2x2/2; see pool_gradients.h and each_vector.h.
  *
- * Stride 1: each window has a cell of its own, its centre (3x3) or its first one (2x2). What it chose is then one of k*k shifts from
- * there, the same ones for all windows, and cells and windows are two flat arrays of which one is the other one shifted,
- * whatever the width: vectors run on across the ends of rows and planes. An index that is another cell of the plane but one
- * of the shifts, too, does no harm: its gradient goes where it says. */
+ * Stride 1: each window has a cell of its own, its centre (3x3) or its first one (2x2). What it chose is then one of k*k
+ * shifts from there, the same ones for all windows, and cells and windows are two flat arrays of which one is the other one
+ * shifted, whatever the width: vectors run on across the ends of rows and planes. An index that is another cell of the plane
+ * but one of the shifts, too, does no harm: its gradient goes where it says. */
 
 #if FC_BYTES == FC_VECTOR_BYTES
 
@@ -55,7 +55,7 @@ FC_INLINE void FC_NAME(lay_out_shifts)(const int k, ptrdiff_t w, const int64_t *
                                        ptrdiff_t count, ptrdiff_t readable, FC_INT *shifts, FC_T *gradients,
                                        FC_NAME(seen) *seen)
 {
-    const FC_INT back = (FC_INT)(k == 3 ? w + 1 : 0);
+    const IVEC back = FC_NAME(iall)((FC_INT)(k == 3 ? w + 1 : 0));
     const IVEC width = FC_NAME(iall)((FC_INT)w);
     IVEC from = FC_NAME(count)() + (FC_INT)own;
     FC_NAME(seen) most = *seen;
@@ -75,11 +75,12 @@ FC_UNROLL
             index = FC_NAME(load_indices)(few, &most);
             gradient = FC_NAME(load_part)(dout + i, count - i);
         }
-        const IVEC shift = index - from;
-        IVEC tap = shift + back;
+        const IVEC shift = FC_NAME(minus)(index, from);
+        IVEC tap = FC_NAME(plus)(shift, back);
         FC_NAME(store)((FC_T *)(shifts + i), (VEC)shift);
         FC_NAME(store)(gradients + i, gradient);
-        tap = FC_NAME(lower)(tap, k == 3 ? FC_NAME(lower)(tap - width, tap - width - width) : tap - width);
+        const IVEC second = FC_NAME(minus)(tap, width);
+        tap = FC_NAME(lower)(tap, k == 3 ? FC_NAME(lower)(second, FC_NAME(minus)(second, width)) : second);
         if (count - i < LANES) { /* those behind are none */
             tap = FC_NAME(ipick)(FC_NAME(first)(count - i), tap, (IVEC){0});
             index = FC_NAME(ipick)(FC_NAME(first)(count - i), index, (IVEC){0});
@@ -234,12 +235,12 @@ FC_UNROLL
         index = FC_NAME(load_indices)(few, seen);
         gradient = FC_NAME(load_part)(dout, count);
     }
-    IVEC cell = index - first;
+    IVEC cell = FC_NAME(minus)(index, first);
     if (edge) /* those that are not there have chosen nothing */
         cell = FC_NAME(ipick)(there, cell, FC_NAME(iall)(NO_CHOICE));
-    IVEC tap = two ? FC_NAME(lower)(cell, cell - width) : cell;
+    IVEC tap = two ? FC_NAME(lower)(cell, FC_NAME(minus)(cell, width)) : cell;
     if (edge)
-        tap = FC_NAME(ipick)(there, FC_NAME(ipick)(second, tap, tap + tap), (IVEC){0});
+        tap = FC_NAME(ipick)(there, FC_NAME(ipick)(second, tap, FC_NAME(plus)(tap, tap)), (IVEC){0});
     seen->tap = FC_NAME(higher)(seen->tap, tap);
 FC_UNROLL
     for (int i = 0; i < 1 + two; i++) {
