@@ -32,6 +32,16 @@ def main() -> None:
                 found.append(f"F({tile}x{tile},{taps}x{taps}) {error('winograd')}")
         dispatch._select.cache_clear()
         print(f"{taps}x{taps}, {channels} channels:", ", ".join(found))
+    for channels, batch, size in ((64, 8, 56), (512, 8, 7)):
+        rng = np.random.default_rng(0)
+        shape = 32, channels, 3, 3
+        dout, x = (rng.standard_normal((batch, n, size, size), dtype=np.float32) for n in shape[:2])
+        want = reference.conv2d_backward_weight(dout.astype(np.float64), x.astype(np.float64), shape, padding=1)
+        found = []
+        for name in ("direct", "implicit_gemm", "winograd"):
+            got = fastconv.conv2d_backward_weight(dout, x, shape, padding=1, algorithm=name)
+            found.append(f"{name} {np.abs(got - want).max() / np.abs(want).max():.2g}")
+        print(f"gradient of 3x3, {channels} channels, {batch}x{size}x{size} pixels:", ", ".join(found))
 
 
 if __name__ == "__main__":

@@ -272,8 +272,6 @@ class CythonBackend(NumpyBackend):
                                                       budget.threads)
 
     def winograd_unsupported(self, operation: str, geometry: Conv2dGeometry, dtype: np.dtype) -> str | None:
-        if operation == "backward_weight":
-            return "backward_weight has no Winograd kernel"
         why_not = winograd.unsupported(operation, geometry)
         if why_not is not None:
             return why_not
@@ -283,6 +281,8 @@ class CythonBackend(NumpyBackend):
         return self.direct_unsupported(operation, geometry, dtype)
 
     def winograd_bytes(self, operation: str, geometry: Conv2dGeometry, dtype: np.dtype, threads: int) -> int:
+        if operation == "backward_weight":
+            return self._bytes(self._kernels().winograd_gradient_workspace, operation, geometry, dtype, threads)
         # a handle may have been packed for another batch, and so with another tile
         tiles = winograd.TILES[winograd.taps_of(geometry)] if operation == "packed" else \
             (winograd.best_tile(operation, geometry),)
@@ -343,6 +343,14 @@ class CythonBackend(NumpyBackend):
         spoiled = self._kernels().winograd_convolve(tile, dout, weight, None, None, False, True, geometry, out,
                                                     memory.scratch(budget.nbytes), budget.threads)
         self._recompute("backward_data", direct, dout, geometry, out, budget, tile, spoiled)
+
+    def winograd_backward_weight(self, dout: Array, x: Array, geometry: Conv2dGeometry, out: Array,
+                                 budget: Budget) -> None:
+        if not self._kernels().winograd_backward_weight(dout, x, geometry, out, memory.scratch(budget.nbytes),
+                                                        budget.threads):
+            # rule 13, as below; a sum over all pixels is spoiled as a whole
+            nbytes = self.direct_bytes("backward_weight", geometry, x.dtype, budget.threads)
+            self.direct_backward_weight(dout, x, geometry, out, replace(budget, nbytes=nbytes))
 
     def _recompute(self, operation: str, direct: Callable[[Array, Conv2dGeometry, Array, Budget], None], source: Array,
                    geometry: Conv2dGeometry, out: Array, budget: Budget, tile: int, spoiled: Array | None) -> None:

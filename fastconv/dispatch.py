@@ -346,7 +346,7 @@ def estimate(algorithm: str, operation: str, geometry: Conv2dGeometry) -> float:
         return waste + pack / (_PANEL_FMAS * rows) + _OUT / (_PANEL_FMAS * terms)
     if algorithm == "winograd":
         fmas = terms * rows * height * width * max(geometry.batch, 1) * geometry.groups / _LANES  # of the definition
-        return _INEXACT * winograd.cost(operation, geometry, winograd.best_tile(operation, geometry)) / fmas
+        return _INEXACT * winograd.least_cost(operation, geometry) / fmas
     raise ValueError(f"no estimate for algorithm {algorithm!r}")
 
 

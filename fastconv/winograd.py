@@ -1,7 +1,8 @@
 """Which tile Winograd's convolution takes, and what it costs. Pure functions of the geometry.
 
 F(MxM, RxR) computes output tiles of MxM with (M + R - 1)^2 multiplications each: the larger the tile, the fewer
-multiplications a pixel needs, and the more cells and planes of filters there are to transform.
+multiplications a pixel needs, and the more cells and planes of filters there are to transform. The gradient of 3x3 filters
+is made by F(3x3, 4x4), with tiles of 4x4 cells of the output's gradient in place of filters.
 
 A convolution with stride S is one with stride 1 of the phases of the image. Tap S*t + a of a filter meets rows a, S + a,
 2*S + a ... of the padded image only: so these become an image of their own, with 1/S of the rows, and the filter's taps a,
@@ -22,6 +23,9 @@ from .geometry import Conv2dGeometry, Pair, Window2dGeometry
 #: For each size of filter, the sizes of output tiles that there are kernels for.
 TILES = {3: (4, 2), 5: (2,)}
 
+#: Cells of a transformed tile of F(3x3, 4x4), and the most channels of a block of its kernel.
+_GRADIENT_CELLS, _GRADIENT_BLOCK = 36, 128
+
 #: Of the vectors that the constants below are for.
 LANES = 16
 
@@ -32,6 +36,7 @@ _CALL = 50_000
 _TO_TILES, _FROM_TILES, _TAP, _FILTER, _FETCH = 0.9, 1.1, 0.55, 0.25, 0.2
 _CELL, _TAPS = 2.0, 15.0  # to copy a cell of an image to its phase, and a tap of a filter
 _PIXEL = 1.2  # to write a pixel to memory
+_TO_GRADIENT_TILES, _GRADIENT = 1.4, 28.0  # F(3x3, 4x4): one cell of a tile of a channel, and one filter's gradient
 
 #: Elements of the phases that are there at a time: of so many images as they have room for, or of one.
 PHASE_ELEMENTS = 2**20
@@ -40,6 +45,9 @@ PHASE_ELEMENTS = 2**20
 def unsupported(operation: str, geometry: Conv2dGeometry) -> str | None:
     """Why there is no kernel for this, or None."""
     kernel, stride = geometry.kernel, geometry.stride
+    if operation == "backward_weight" and (kernel, stride, geometry.dilation) != ((3, 3), (1, 1), (1, 1)):
+        return (f"backward_weight is for 3x3 filters with stride 1 and dilation 1, not for kernel {kernel}, stride {stride}, "
+                f"dilation {geometry.dilation}")
     if (geometry.dilation != (1, 1) or kernel[0] != kernel[1] or stride[0] != stride[1]
             or taps_of(geometry) not in TILES):
         return (f"it is for square filters whose taps are 3 or 5 times the stride (rounded up) and for dilation 1, not for "
@@ -110,6 +118,19 @@ def cost(operation: str, geometry: Conv2dGeometry, tile: int) -> float:
     work += _PIXEL * max(geometry.batch, 1) * height * width * rows
     work += rows * sources * (cells * _FETCH + (0 if operation == "packed" else geometry.taps * _TAP + cells * _FILTER))
     return work * geometry.groups + _CALL
+
+
+def least_cost(operation: str, geometry: Conv2dGeometry) -> float:
+    """What all images cost with the best tile."""
+    if operation != "backward_weight":
+        return cost(operation, geometry, best_tile(operation, geometry))
+    sources, rows = geometry.channels // geometry.groups, geometry.out_channels // geometry.groups
+    tiles = geometry.batch * -(-geometry.out_size[0] // 4) * -(-geometry.out_size[1] // 4)
+    vectors, panels = -(-sources // LANES), -(-rows // LANES)
+    # each block of channels transforms what it needs
+    transforms = vectors * -(-rows // _GRADIENT_BLOCK) + panels * -(-sources // _GRADIENT_BLOCK)
+    work = _GRADIENT_CELLS * tiles * LANES * (panels * vectors + _TO_GRADIENT_TILES * transforms)
+    return (work + _GRADIENT * rows * sources) * geometry.groups + _CALL
 
 
 def best_tile(operation: str, geometry: Conv2dGeometry) -> int:

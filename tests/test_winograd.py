@@ -196,7 +196,7 @@ def toom_cook(tile: Tile) -> tuple[Matrix, Matrix, Matrix]:
     return a, g, b
 
 
-@pytest.mark.parametrize("tile", TILES, ids=str)
+@pytest.mark.parametrize("tile", [*TILES, Tile(3, 4)], ids=str)
 def test_the_matrices_give_a_correlation_without_any_error(tile):
     """A' [(G g) . (B' d)] is bilinear: it is right where it is right for each pair of a tap and a cell."""
     a, g, b = toom_cook(tile)
@@ -217,6 +217,7 @@ def test_the_coefficients_of_the_kernels():
         rtol=1e-15)
     np.testing.assert_allclose([float(row[0]) for row in g], [1, -1 / 1.5, -1 / 1.5, 1 / 6, 1 / 6, 0], rtol=1e-15)
     assert toom_cook(Tile(2, 5))[2] == b
+    assert toom_cook(Tile(3, 4))[2] == b
     _, g, b = toom_cook(Tile(2, 3))
     assert [[float(c) for c in row] for row in b] == [[-1, 0, 1, 0], [0, 1, 1, 0], [0, -1, 1, 0], [0, -1, 0, 1]]
     assert [[float(c) for c in row] for row in g] == [[-1, 0, 0], [0.5, 0.5, 0.5], [0.5, -0.5, 0.5], [0, 0, 1]]
@@ -469,6 +470,8 @@ with fastconv.options(num_threads=2), native.using_isa(sys.argv[1]):
                     fastconv.conv2d(a, w, None, 1, padding, algorithm="winograd", out=out)
                     packed = fastconv.pack_weight(w, x, 1, padding, algorithm="winograd")
                     fastconv.conv2d(a, packed, None, 1, padding, out=out)
+                    if taps == 3:
+                        fastconv.conv2d_backward_weight(d, a, weight.shape, 1, padding, algorithm="winograd", out=w)
                     fastconv.conv2d_backward_data(d, w, x, 1, padding, algorithm="winograd", out=a)
                     print("done", flush=True)
 """
@@ -877,6 +880,165 @@ def test_denormals(direction, isa, rng):
     got = tiny("float32")
     np.testing.assert_allclose(got, tiny.expected("float32")[0], rtol=0.02)
     assert (got > 0).all()
+
+
+# --- gradient of filters: F(3x3, 4x4) ---------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Gradient:
+    """Arrays of one backward_weight, in float64."""
+
+    dout: np.ndarray
+    x: np.ndarray
+    weight_shape: tuple[int, ...]
+    how: dict[str, Any]
+
+    @classmethod
+    def make(cls, rng: np.random.Generator, x: tuple[int, ...], filters: int, padding: Any = 1, groups: int = 1) -> Gradient:
+        weight_shape = (filters, x[1] // groups, 3, 3)
+        shape = conv2d_geometry(x, weight_shape, 1, padding, 1, groups).output_shape
+        return cls(rng.standard_normal(shape), rng.standard_normal(x), weight_shape,
+                   {"stride": 1, "padding": padding, "dilation": 1, "groups": groups})
+
+    def __call__(self, dtype: Any, algorithm: str = "winograd", **how: Any) -> np.ndarray:
+        return fastconv.conv2d_backward_weight(self.dout.astype(dtype), self.x.astype(dtype), self.weight_shape, **self.how,
+                                               algorithm=algorithm, **how)
+
+    def expected(self, dtype: Any) -> tuple[np.ndarray, np.ndarray]:
+        dout, x = (array.astype(dtype).astype(np.float64) for array in (self.dout, self.x))
+        return (reference.conv2d_backward_weight(dout, x, self.weight_shape, **self.how),
+                reference.conv2d_backward_weight(dout**2, x**2, self.weight_shape, **self.how))
+
+
+@every_dtype
+def test_every_pair_of_cells_of_a_gradients_tile(dtype, isa):
+    """36 images with a single 1 in them, 16 gradients with a single 1: each pair has its tap or none."""
+    x = np.eye(36, dtype=dtype).reshape(1, 36, 6, 6)
+    dout = np.eye(16, dtype=dtype).reshape(1, 16, 4, 4)
+    want = np.zeros((16, 36, 3, 3))
+    for pixel, i, j in itertools.product(range(16), range(3), range(3)):
+        want[pixel, (pixel // 4 + i) * 6 + pixel % 4 + j, i, j] = 1
+    got = fastconv.conv2d_backward_weight(dout, x, want.shape, algorithm="winograd")
+    np.testing.assert_allclose(got, want, rtol=0, atol=1e-14 if dtype == "float64" else 4e-6)
+
+
+@every_dtype
+@pytest.mark.parametrize("padding", [*PADDINGS, 5, ((6, 0), (0, 9)), "full"], ids=str)
+def test_gradients_of_sizes_and_paddings(padding, dtype, isa, rng, poisoned, assert_accurate):
+    """Tiles over every border, from arrays that lie among NaN, into arrays beside which nothing may change."""
+    tried = 0
+    for height, width in SIZES:
+        try:
+            problem = Gradient.make(rng, (2, 3, height, width), 5, padding)
+        except ValueError:  # smaller than the filter
+            continue
+        tried += 1
+        dout, x = (poisoned.place(a.astype(dtype)) for a in (problem.dout, problem.x))
+        out = poisoned(problem.weight_shape, dtype)
+        got = fastconv.conv2d_backward_weight(dout, x, problem.weight_shape, **problem.how, algorithm="winograd", out=out)
+        assert got is out
+        assert_accurate(got, *problem.expected(dtype), algorithm="winograd")
+    assert tried >= 8
+
+
+#: Blocks are of up to 128 channels on both sides, and of 16 tiles.
+GRADIENT_BLOCKS = (*BLOCKS, Blocks("many-on-both-sides", (2, 150, 9, 10), 133), Blocks("two-groups", (2, 290, 5, 6), 34, 1, 2),
+                   Blocks("whole-vectors", (3, 32, 17, 16), 48))
+
+
+@every_dtype
+@pytest.mark.parametrize("case", GRADIENT_BLOCKS, ids=str)
+def test_gradients_of_blocks(case, dtype, isa, rng, assert_accurate, monkeypatch):
+    """The same bits for any number of threads, whatever lies in scratch; and nothing is computed by another algorithm."""
+    def refuse(*ignored: Any) -> None:
+        raise AssertionError("finite numbers were computed by the direct algorithm")
+
+    monkeypatch.setattr(CythonBackend, "direct_backward_weight", refuse)
+    monkeypatch.setattr(dispatch, "SERIAL_FLOPS", 0)
+    problem = Gradient.make(rng, case.x, case.filters, case.padding, case.groups)
+    results = []
+    for threads in (1, 2, 3, 5, 16):
+        with fastconv.options(num_threads=threads):
+            plan = fastconv.plan_conv2d(case.x, problem.weight_shape, **problem.how, dtype=dtype, direction="backward_weight",
+                                        algorithm="winograd")
+            memory.scratch(plan.workspace_bytes).fill(0xFF)  # NaN
+            results.append(problem(dtype))
+    assert_accurate(results[0], *problem.expected(dtype), algorithm="winograd")
+    for result in results[1:]:
+        np.testing.assert_array_equal(result.view(np.uint8), results[0].view(np.uint8))
+
+
+@every_dtype
+@pytest.mark.parametrize("value", [nan, inf, -inf], ids=str)
+@pytest.mark.parametrize("where", ["dout", "x"])
+def test_gradients_where_one_cell_is_not_finite(where, value, dtype, isa, rng):
+    """The definition's cells and no others; an infinite dout over padding gives NaN (rule 3)."""
+    problem = Gradient.make(rng, (3, 4, 9, 10), 5, ((1, 2), (1, 0)))
+    array = getattr(problem, where)
+    for cell in ((0, 0, 0, 0), tuple(size - 1 for size in array.shape), (1, 2, 4, 5), (2, 3, 0, 7)):
+        spoiled = Gradient(**{**vars(problem), where: with_cells(array, {cell: value})})
+        want = spoiled(dtype, "direct")
+        assert_same(spoiled(dtype), want, dtype)
+        assert 4 <= np.count_nonzero(~np.isfinite(want)) < want.size
+
+
+@every_dtype
+def test_gradients_where_only_the_transforms_overflow(dtype, isa, rng):
+    largest = float(np.finfo(dtype).max)
+    problem = Gradient.make(rng, (1, 1, 6, 6), 1, 0)
+    dout = np.zeros_like(problem.dout)
+    dout[0, 0, 1, 2] = 0.5
+    signs = np.where(np.arange(36).reshape(problem.x.shape) % 2, -1.0, 1.0)
+    spoiled = Gradient(dout, 0.9 * largest * signs, problem.weight_shape, problem.how)
+    want = spoiled(dtype, "direct")
+    assert np.isfinite(want).all()
+    assert_same(spoiled(dtype), want, dtype)
+
+
+@every_dtype
+@pytest.mark.parametrize("kind", PAINFUL)
+def test_gradients_of_inputs_that_hurt(kind, dtype, isa, rng, assert_accurate):
+    problem = Gradient.make(rng, (2, 17, 13, 14), 9)
+    problem = Gradient(problem.dout, PAINFUL[kind](rng, problem.x), problem.weight_shape, problem.how)
+    assert_accurate(problem(dtype), *problem.expected(dtype), algorithm="winograd")
+
+
+def test_gradients_of_many_pixels(isa, rng, assert_accurate):
+    """The bound of rule 14 where 100,000 products are added up, and one for the mean error."""
+    problem = Gradient.make(rng, (10, 16, 100, 100), 16)
+    want, _ = problem.expected("float32")
+    got = problem("float32")
+    assert_accurate(got, want, algorithm="winograd")
+    assert np.sqrt(np.mean((got - want) ** 2) / np.mean(want**2)) <= 1.5e-6
+
+
+def test_gradients_that_there_is_no_kernel_for(rng):
+    x = np.ones((1, 4, 12, 12), "float32")
+    for taps, how in ((5, {}), (1, {}), (3, {"stride": 2}), (3, {"dilation": 2})):
+        shape = (4, 4, taps, taps)
+        dout = np.ones(fastconv.plan_conv2d(x.shape, shape, **how).output_shape, "float32")
+        plan = fastconv.plan_conv2d(x.shape, shape, **how, direction="backward_weight")
+        assert "winograd" not in {candidate.algorithm for candidate in plan.candidates}
+        with pytest.raises(NotImplementedError, match="winograd"):
+            fastconv.conv2d_backward_weight(dout, x, shape, **how, algorithm="winograd")
+
+
+@pytest.mark.parametrize(("x", "filters", "taken"), [
+    ((4, 64, 224, 224), 64, True), ((4, 256, 56, 56), 256, True), ((4, 512, 14, 14), 512, True), ((8, 64, 56, 56), 64, True),
+    ((8, 512, 7, 7), 512, True), ((1, 256, 14, 14), 256, True), ((1, 512, 2, 2), 512, False), ((8, 1, 28, 28), 1, False)],
+    ids=str)
+def test_the_choice_for_gradients(x, filters, taken):
+    """Taken where it pays, never in strict accuracy; scratch is bounded for any batch."""
+    geometry = conv2d_geometry(x, (filters, x[1], 3, 3), padding=1)
+    for accuracy, expected in (("standard", taken), ("strict", False)):
+        plan = dispatch.select("backward_weight", geometry, np.dtype("float32"), Settings(backend="cython", accuracy=accuracy))
+        assert (plan.algorithm == "winograd") == expected
+    for batch, threads, dtype in itertools.product((x[0], 1000), (1, 2, 8), DTYPES):
+        geometry = conv2d_geometry((batch, *x[1:]), (filters, x[1], 3, 3), padding=1)
+        plan = dispatch.select("backward_weight", geometry, np.dtype(dtype),
+                               Settings(backend="cython", accuracy="standard"), "winograd", threads)
+        assert plan.workspace_bytes <= 16_000_000 * threads
 
 
 # --- the choice -------------------------------------------------------------------------------------------------------

@@ -12,9 +12,9 @@
  *     G   has the rows (1, p, ..., p^(R-1)) / N(p) with N(p) = product of (p - q) over the other finite q, and (0, ..., 0, 1);
  *     B'  has the rows of coefficients of M(x) / (x - p), and of M(x), lowest first.
  *
- *     F(4x4, 3x3), F(2x2, 5x5)   0, +-a, +-b with a^2 = 1/2 and b^2 = 2: M(x) = x - 5/2 x^3 + x^5, N(0) = 1,
- *                                N(+-a) = -3/2, N(+-b) = 6. As a*b = 1, the powers of the points keep close to 1 and the
- *                                root mean square error is less than half of that of 1 and 2. B' is the same for both.
+ *     F(4x4, 3x3), F(2x2, 5x5),  0, +-a, +-b with a^2 = 1/2 and b^2 = 2: M(x) = x - 5/2 x^3 + x^5, N(0) = 1,
+ *     F(3x3, 4x4)                N(+-a) = -3/2, N(+-b) = 6. As a*b = 1, the powers of the points keep close to 1 and the
+ *                                root mean square error is less than half of that of 1 and 2. B' is the same for all.
  *     F(2x2, 3x3)                0, +-1: M(x) = -x + x^3, N(0) = -1, N(+-1) = 2.
  *
  * tests/test_winograd.py derives them anew. Lanes are tiles, in the transform of filters output channels. Everything is
@@ -73,6 +73,10 @@ FC_INLINE void FC_NAME(winograd_a)(const int m, const int n, const VEC *x, VEC *
         return;
     }
     y[2] = SPREAD(0.5) * sum_a + SPREAD(2) * sum_b;
+    if (m == 3) {
+        y[2] += x[5];
+        return;
+    }
     y[3] = x[5] + SPREAD(POINT_A / 2) * difference_a + SPREAD(2 * POINT_B) * difference_b;
 }
 
@@ -89,11 +93,13 @@ FC_INLINE void FC_NAME(winograd_g)(const int n, const int r, const VEC *g, VEC *
     }
     VEC even_a = g[0] + SPREAD(0.5) * g[2], odd_a = g[1];
     VEC even_b = g[0] + SPREAD(2) * g[2], odd_b = g[1];
+    if (r >= 4) {
+        odd_a += SPREAD(0.5) * g[3];
+        odd_b += SPREAD(2) * g[3];
+    }
     if (r == 5) {
         even_a += SPREAD(0.25) * g[4];
-        odd_a += SPREAD(0.5) * g[3];
         even_b += SPREAD(4) * g[4];
-        odd_b += SPREAD(2) * g[3];
     }
     u[0] = g[0];
     u[1] = SPREAD(-1.0 / 1.5) * (even_a + SPREAD(POINT_A) * odd_a);
@@ -388,11 +394,11 @@ FC_INLINE void FC_NAME(filter_tiles)(const int m, const int r, const FC_T *g, pt
 #undef PANEL_LANES
 #undef SOURCES
 
-/* Product tile: c[i][p] = sum over s of a[s*FC_PANEL + i] * b[s*ldb + p] for `rows` rows and `vectors` vectors of p; the
- * n*FC_PANEL elements at `ahead`, of the panel that comes next, are fetched meanwhile. With `add` the sum is added to c.
- * Called with constant `rows` and `vectors` only. */
-FC_INLINE void FC_NAME(product)(const int rows, const int vectors, const FC_T *a, const FC_T *ahead, const FC_T *b,
-                                ptrdiff_t ldb, ptrdiff_t n, FC_T *c, ptrdiff_t ldc, int add)
+/* Product tile: c[i][p] = sum over s of a[s*lda + i] * b[s*ldb + p] for `rows` rows and `vectors` vectors of p; the `n` rows
+ * of a at `ahead`, which come next, are fetched meanwhile. With `add` the sum is added to c. Called with constant `rows` and
+ * `vectors` only. */
+FC_INLINE void FC_NAME(product)(const int rows, const int vectors, const FC_T *a, const FC_T *ahead, ptrdiff_t lda,
+                                const FC_T *b, ptrdiff_t ldb, ptrdiff_t n, FC_T *c, ptrdiff_t ldc, int add)
 {
     VEC acc[FC_PRODUCT_ROWS][FC_PRODUCT_VECTORS];
     FC_UNROLL
@@ -405,10 +411,10 @@ FC_INLINE void FC_NAME(product)(const int rows, const int vectors, const FC_T *a
         FC_UNROLL
         for (int j = 0; j < vectors; j++)
             right[j] = *(const UVEC *)(b + s * ldb + j * LANES);
-        __builtin_prefetch(ahead + s * FC_PANEL);
+        __builtin_prefetch(ahead + s * lda);
         FC_UNROLL
         for (int i = 0; i < rows; i++) {
-            const VEC left = a[s * FC_PANEL + i] - (VEC){0}; /* broadcast */
+            const VEC left = a[s * lda + i] - (VEC){0}; /* broadcast */
             FC_UNROLL
             for (int j = 0; j < vectors; j++)
                 acc[i][j] += left * right[j];
@@ -426,11 +432,11 @@ FC_INLINE void FC_NAME(product)(const int rows, const int vectors, const FC_T *a
 }
 
 #define PRODUCT(V)                                                                                                   \
-    __attribute__((noinline)) static void FC_NAME(product_##V)(const FC_T *a, const FC_T *ahead, const FC_T *b,       \
-                                                               ptrdiff_t ldb, ptrdiff_t n, FC_T *c, ptrdiff_t ldc,    \
-                                                               int add)                                              \
+    __attribute__((noinline)) static void FC_NAME(product_##V)(const FC_T *a, const FC_T *ahead, ptrdiff_t lda,       \
+                                                               const FC_T *b, ptrdiff_t ldb, ptrdiff_t n, FC_T *c,    \
+                                                               ptrdiff_t ldc, int add)                               \
     {                                                                                                                \
-        FC_NAME(product)(FC_PRODUCT_ROWS, V, a, ahead, b, ldb, n, c, ldc, add);                                      \
+        FC_NAME(product)(FC_PRODUCT_ROWS, V, a, ahead, lda, b, ldb, n, c, ldc, add);                                 \
     }
 PRODUCT(1)
 PRODUCT(2)
@@ -438,6 +444,26 @@ PRODUCT(2)
 PRODUCT(3)
 #endif
 #undef PRODUCT
+
+/* As many of the `rest` vectors as the next product tile is to take. */
+FC_INLINE ptrdiff_t FC_NAME(product_vectors)(ptrdiff_t rest)
+{
+    if (FC_PRODUCT_VECTORS == 3 && (rest == 3 || rest > 4)) /* two twos are better than three and one */
+        return 3;
+    return rest < 2 ? rest : 2;
+}
+
+FC_INLINE void FC_NAME(product_of)(ptrdiff_t vectors, const FC_T *a, const FC_T *ahead, ptrdiff_t lda, const FC_T *b,
+                                   ptrdiff_t ldb, ptrdiff_t n, FC_T *c, ptrdiff_t ldc, int add)
+{
+#if FC_PRODUCT_VECTORS == 3
+    if (vectors == 3) {
+        FC_NAME(product_3)(a, ahead, lda, b, ldb, n, c, ldc, add);
+        return;
+    }
+#endif
+    (vectors == 2 ? FC_NAME(product_2) : FC_NAME(product_1))(a, ahead, lda, b, ldb, n, c, ldc, add);
+}
 
 /* (FC_PANEL, n) @ (n, vectors*LANES): one panel of U with V of one block of tiles. Sums are cut into pieces of about
  * FC_PRODUCT_TERMS terms, which are added up then: the error of a blocked sum is that of its pieces. */
@@ -451,18 +477,155 @@ static void FC_NAME(winograd_product)(const FC_T *a, const FC_T *ahead, const FC
             const FC_T *left = a + start * FC_PANEL + i, *next = ahead + start * FC_PANEL, *right = b + start * ldb;
             FC_T *to = c + i * ldc;
             for (ptrdiff_t rest = vectors, taken; rest; rest -= taken, right += taken * LANES, to += taken * LANES) {
-#if FC_PRODUCT_VECTORS == 3
-                if (rest == 3 || rest > 4) { /* two twos are better than three and one */
-                    taken = 3;
-                    FC_NAME(product_3)(left, next, right, ldb, terms, to, ldc, piece > 0);
-                    continue;
-                }
-#endif
-                taken = rest < 2 ? rest : 2;
-                (taken == 2 ? FC_NAME(product_2) : FC_NAME(product_1))(left, next, right, ldb, terms, to, ldc, piece > 0);
+                taken = FC_NAME(product_vectors)(rest);
+                FC_NAME(product_of)(taken, left, next, FC_PANEL, right, ldb, terms, to, ldc, piece > 0);
             }
         }
         start += terms;
+    }
+}
+
+/* The gradient of 3x3 filters is a convolution, too: with the output's gradient in place of filters and as many images as
+ * there are channels, it is the sum over tiles of F(3x3, 4x4) of 6x6 cells of the image and 4x4 of the output's gradient.
+ * Lanes are channels here, because tiles are what the products sum over. */
+
+/* Cells [x, x + cells) of rows [y, y + rows) of the `channels` planes at `source`, at most LANES, one vector for a cell, in
+ * to[(i*pitch + j)*LANES + channel]: zeros outside of the h x w cells of a plane and of channels that do not exist. Stores
+ * up to a multiple of LANES cells in a row. Reads whole vectors, of what lies in [begin, end); the cells that lie `ahead` are
+ * fetched meanwhile. */
+static void FC_NAME(winograd_strip)(const FC_T *source, ptrdiff_t channels, ptrdiff_t h, ptrdiff_t w, ptrdiff_t y, ptrdiff_t x,
+                                    ptrdiff_t rows, ptrdiff_t cells, ptrdiff_t ahead, const FC_T *begin,
+                                    const FC_T *end, FC_T *to, ptrdiff_t pitch)
+{
+    IVEC iota;
+    for (int k = 0; k < FC_LANES; k++)
+        iota[k] = k;
+    for (ptrdiff_t i = 0; i < rows; i++)
+        for (ptrdiff_t j = 0; j < cells; j += LANES) {
+            FC_T *cell = to + (i * pitch + j) * LANES, lane[FC_LANES][FC_LANES];
+            VEC column[FC_LANES];
+            const ptrdiff_t first = -(x + j), stop = w - (x + j); /* of the cells in the plane, counted from here */
+            if (y + i < 0 || y + i >= h || first >= LANES || stop <= 0) {
+                FC_UNROLL
+                for (int k = 0; k < FC_LANES; k++)
+                    *(UVEC *)(cell + k * LANES) = (VEC){0};
+                continue;
+            }
+            const FC_T *row = source + (y + i) * w + x + j;
+            ptrdiff_t step = h * w;
+            if (channels < LANES || row < begin || row + (LANES - 1) * step + LANES > end) {
+                memset(lane, 0, sizeof lane);
+                for (ptrdiff_t c = 0; c < channels; c++)
+                    for (ptrdiff_t k = first > 0 ? first : 0; k < LANES && k < stop; k++)
+                        lane[c][k] = row[c * step + k];
+                row = lane[0];
+                step = LANES;
+            }
+            const FC_INT low = first > 0 ? (FC_INT)first : 0, high = stop < LANES ? (FC_INT)stop : FC_LANES;
+            const IVEC inside = (iota >= low - (IVEC){0}) & (iota < high - (IVEC){0});
+            FC_UNROLL
+            for (int c = 0; c < FC_LANES; c++) {
+                column[c] = (VEC)(*(const IUVEC *)(row + c * step) & inside);
+                __builtin_prefetch(row + c * step + ahead);
+            }
+            FC_NAME(turn)(column);
+            FC_UNROLL
+            for (int k = 0; k < FC_LANES; k++)
+                *(UVEC *)(cell + k * LANES) = column[k];
+        }
+}
+
+/* Transforms a strip of `count` neighbouring tiles that begin 4 cells apart, of 6x6 cells by B' or of 4x4 by G, to
+ * v[(i*6 + j)*plane + t*step + lane]. Where the next tile goes is fetched meanwhile. */
+FC_INLINE void FC_NAME(strip_tiles)(const int gradient, const FC_T *strip, ptrdiff_t pitch, ptrdiff_t count, FC_T *v,
+                                    ptrdiff_t plane, ptrdiff_t step)
+{
+    const int cells = gradient ? 4 : 6;
+    for (ptrdiff_t t = 0; t < count; t++, strip += 4 * LANES, v += step) {
+        VEC half[6][6];
+        FC_UNROLL
+        for (int i = 0; i < cells; i++) {
+            VEC d[6];
+            FC_UNROLL
+            for (int j = 0; j < cells; j++)
+                d[j] = *(const UVEC *)(strip + (i * pitch + j) * LANES);
+            if (gradient)
+                FC_NAME(winograd_g)(6, 4, d, half[i]);
+            else {
+                FC_NAME(winograd_b)(6, d);
+                FC_UNROLL
+                for (int j = 0; j < 6; j++)
+                    half[i][j] = d[j];
+            }
+        }
+        FC_UNROLL
+        for (int j = 0; j < 6; j++) {
+            VEC d[6], u[6];
+            FC_UNROLL
+            for (int i = 0; i < cells; i++)
+                d[i] = half[i][j];
+            if (gradient)
+                FC_NAME(winograd_g)(6, 4, d, u);
+            else
+                FC_NAME(winograd_b)(6, d);
+            FC_UNROLL
+            for (int i = 0; i < 6; i++) {
+                *(UVEC *)(v + (i * 6 + j) * plane) = gradient ? u[i] : d[i];
+                __builtin_prefetch(v + (i * 6 + j) * plane + step, 1);
+            }
+        }
+    }
+}
+
+static void FC_NAME(winograd_strip_tiles)(int gradient, const FC_T *strip, ptrdiff_t pitch, ptrdiff_t count, FC_T *v,
+                                          ptrdiff_t plane, ptrdiff_t step)
+{
+    if (gradient)
+        FC_NAME(strip_tiles)(1, strip, pitch, count, v, plane, step);
+    else
+        FC_NAME(strip_tiles)(0, strip, pitch, count, v, plane, step);
+}
+
+/* (rows, n) @ (n, vectors*LANES), a[s*lda + i] transposed; `rows` is a multiple of FC_PANEL. Added to c with `add`. */
+static void FC_NAME(winograd_outer)(const FC_T *a, ptrdiff_t lda, const FC_T *b, ptrdiff_t ldb, ptrdiff_t n, ptrdiff_t rows,
+                                    ptrdiff_t vectors, FC_T *c, ptrdiff_t ldc, int add)
+{
+    for (ptrdiff_t rest = vectors, taken; rest; rest -= taken, b += taken * LANES, c += taken * LANES) {
+        taken = FC_NAME(product_vectors)(rest);
+        for (ptrdiff_t i = 0; i < rows; i += FC_PRODUCT_ROWS)
+            FC_NAME(product_of)(taken, a + i, a + i, lda, b, ldb, n, c + i * ldc, ldc, add);
+    }
+}
+
+/* Transforms sums of products x[(i*6 + j)*plane + c] of `count` channels c to the gradients of filters, dw[c*9 + tap]. With
+ * `add` they are added to what is there. */
+static void FC_NAME(winograd_filter_gradients)(const FC_T *x, ptrdiff_t plane, ptrdiff_t count, FC_T *dw, int add)
+{
+    for (ptrdiff_t c = 0; c < count; c += LANES) {
+        VEC half[3][6];
+        FC_T tap[9][FC_LANES];
+        FC_UNROLL
+        for (int j = 0; j < 6; j++) {
+            VEC column[6], y[4];
+            FC_UNROLL
+            for (int i = 0; i < 6; i++)
+                column[i] = *(const UVEC *)(x + (i * 6 + j) * plane + c);
+            FC_NAME(winograd_a)(3, 6, column, y);
+            FC_UNROLL
+            for (int i = 0; i < 3; i++)
+                half[i][j] = y[i];
+        }
+        FC_UNROLL
+        for (int i = 0; i < 3; i++) {
+            VEC y[4];
+            FC_NAME(winograd_a)(3, 6, half[i], y);
+            FC_UNROLL
+            for (int j = 0; j < 3; j++)
+                *(UVEC *)tap[3 * i + j] = y[j];
+        }
+        for (ptrdiff_t k = 0; k < LANES && c + k < count; k++)
+            for (int t = 0; t < 9; t++)
+                dw[(c + k) * 9 + t] = tap[t][k] + (add ? dw[(c + k) * 9 + t] : 0);
     }
 }
 
