@@ -21,7 +21,7 @@
 
 enum { FC_COLUMNS, FC_ROWS, FC_CS231N }; /* layouts */
 enum {
-    FC_STACK_BYTES = 32768, /* scratch that fits a thread's stack */
+    FC_STACK_BYTES = 65536, /* scratch that fits a thread's stack: some systems give it 128 kB */
     FC_STAGED = 32          /* windows that are put together before they go past the caches */
 };
 
