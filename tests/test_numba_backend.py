@@ -557,6 +557,26 @@ def test_a_small_call_made_ready():
     assert SmallForward(ready_geometry, swapped.dtype, False, True)(swapped, weight.astype(">f4"), None) is None
 
 
+@needs_numba
+@pytest.mark.parametrize("dtype", ["f4", "f8"])
+@pytest.mark.parametrize("bypass", [False, True])
+def test_more_channels_than_are_turned_at_once(dtype, bypass, monkeypatch):
+    """Blocks of channels and of places, in the caches and past them."""
+    from fastconv import reference
+    from fastconv.jit import im2col
+
+    if bypass:
+        monkeypatch.setattr(im2col, "STREAM_BYTES", 0)
+    rng = np.random.default_rng(0)
+    for shape, kernel, stride, pad in (((1, 256, 6, 28), 3, 1, 1), ((2, 70, 5, 90), 3, 2, 1), ((1, 40, 6, 230), 2, 2, 0)):
+        x = rng.standard_normal(shape).astype(dtype)
+        with fastconv.options(backend="numba", num_threads=1):
+            col = fastconv.im2col(x, kernel, kernel, stride, pad)
+            back = fastconv.col2im(col, shape, kernel, kernel, stride, pad)
+        np.testing.assert_array_equal(col, reference.im2col(x, kernel, kernel, stride, pad))
+        np.testing.assert_allclose(back, reference.col2im(col, shape, kernel, kernel, stride, pad), rtol=1e-5, atol=1e-5)
+
+
 # --- the cache on disk ------------------------------------------------------------------------------------------------
 
 STATISTICS = """

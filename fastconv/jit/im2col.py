@@ -339,11 +339,11 @@ def rows_items(v, begin, end, x, step_n, step_c, step_h, col, pads, channels, li
                         many = max(STAGED_BYTES // LINE_BYTES * lanes_of(col) // count, 1)
                     to, o, gap = staged, left, count
                 for q in range(0, here, many):
-                    stop = min(q + many, here)
-                    take(padded, q * sw, line, sw, some * kh, kw, stop - q, to, o, gap)
+                    number = min(many, here - q)
+                    take(padded, q * sw, line, sw, some * kh, kw, number, to, o, gap)
                     if bypass:
-                        o += (stop - q) * count
-                        last = item == end - 1 and q0 + stop == ow
+                        o += number * count
+                        last = item == end - 1 and q0 + q + number == ow
                         sent = send(col, at, staged, 0, o, last or count < pitch)
                         at += sent if count == pitch else pitch
                         o -= sent
