@@ -97,6 +97,30 @@ def assert_fresh(array: np.ndarray, dtype: str) -> None:
     assert array.flags.owndata
 
 
+@pytest.mark.parametrize(("size", "kernel", "offset"), [((256, 256), 3, 0), ((256, 256), 1, 0), ((256, 256), 3, 3),
+                                                        ((250, 262), 3, 0)])
+@pytest.mark.parametrize("dtype", FLOATS)
+def test_results_too_large_for_the_caches(forward_engine, rng, dtype, size, kernel, offset):
+    """They go past them, in whole lines where they lie so: image by image it is the same that stays in the caches."""
+    if forward_engine.algorithm == "im2col" or forward_engine.backend != "cython":
+        pytest.skip("stores past the caches are the Cython backend's")
+    filters = 56 if dtype == "float32" else 28
+    x = rng.standard_normal((2, 2, *size)).astype(dtype)
+    weight = rng.standard_normal((filters, 2, kernel, kernel)).astype(dtype)
+    bias = rng.standard_normal(filters).astype(dtype)
+    cells = 2 * filters * size[0] * size[1]
+    assert cells * x.itemsize >= 24 * 2**20 > cells * x.itemsize // 2
+    room = np.full(cells + 64, np.nan, dtype)
+    start = -(room.ctypes.data // room.itemsize) % (64 // room.itemsize) + offset  # from the beginning of a line
+    out = room[start:start + cells].reshape(2, filters, *size)
+    forward_engine(fastconv.conv2d, x, weight, bias, padding="same", activation="relu", out=out)
+    for image in range(2):
+        alone = forward_engine(fastconv.conv2d, x[image:image + 1], weight, bias, padding="same", activation="relu")
+        np.testing.assert_array_equal(out[image:image + 1], alone)
+    assert np.isnan(room[:start]).all()
+    assert np.isnan(room[start + cells:]).all()
+
+
 @pytest.mark.parametrize("case", CONV_CASES, ids=str)
 def test_forward(case, forward_engine, poisoned, assert_accurate):
     for dtype in FLOATS:

@@ -42,6 +42,7 @@ cdef extern from "simd.h" nogil:
     enum: FC_VECTOR_BYTES
     enum: FC_ACCUMULATE
     enum: FC_RELU
+    enum: FC_PAST_CACHES
     ctypedef void (*correlate_f32)(const float*, ptrdiff_t, const float*, const ptrdiff_t*, ptrdiff_t, float*, ptrdiff_t,
                                    const float*, int) noexcept nogil
     ctypedef void (*correlate_f64)(const double*, ptrdiff_t, const double*, const ptrdiff_t*, ptrdiff_t, double*,
@@ -75,6 +76,12 @@ cdef extern from "simd.h" nogil:
     void fc_weave_f64(double*, ptrdiff_t, ptrdiff_t, ptrdiff_t, const double*, ptrdiff_t)
     int fc_all_finite_f32(const float*, ptrdiff_t)
     int fc_all_finite_f64(const double*, ptrdiff_t)
+
+cdef extern from "vectors.h" nogil:
+    enum: FC_LINE
+    enum: FC_STREAM_BYTES
+    void fc_stream(char*, const char*, Py_ssize_t)
+    void fc_stream_end()
 
 cdef extern from "depthwise.h" nogil:
     ctypedef struct fc_depthwise:
@@ -262,6 +269,7 @@ cdef struct Correlation:
     Py_ssize_t group_weights         # elements of one group's weights
     Py_ssize_t blocks                # blocks of output planes that are dealt out separately
     Py_ssize_t bands
+    bint past_caches                 # the output is too large to be found in a cache when it is needed
     Py_ssize_t thread_bytes          # scratch of each thread
     Py_ssize_t flat_bytes
 
@@ -269,7 +277,10 @@ cdef struct Correlation:
 cdef void correlate_tile(const real* a, Py_ssize_t lda, const real* b, const ptrdiff_t* offset, Py_ssize_t terms,
                          Py_ssize_t rows, Py_ssize_t vectors, real* c, Py_ssize_t ldc, const real* bias,
                          int flags) noexcept nogil:
-    """One output tile over all terms, in chunks of about REDUCTION. With FC_ACCUMULATE it is added to c."""
+    """One output tile over all terms, in chunks of about REDUCTION. With FC_ACCUMULATE it is added to c.
+
+    FC_PAST_CACHES is taken for what it is where the tile is whole lines and written once, and for nothing elsewhere.
+    """
     cdef Py_ssize_t chunks = most((terms + REDUCTION // 2) // REDUCTION, 1)
     cdef Py_ssize_t i, start = 0, stop
     cdef int now
@@ -278,6 +289,8 @@ cdef void correlate_tile(const real* a, Py_ssize_t lda, const real* b, const ptr
         now = (flags if i == 0 else FC_ACCUMULATE) & FC_ACCUMULATE
         if i == chunks - 1:
             now |= flags & FC_RELU
+        if chunks == 1 and (<size_t> c | <size_t> (ldc * sizeof(real)) | <size_t> (vectors * FC_VECTOR_BYTES)) % FC_LINE == 0:
+            now |= flags & FC_PAST_CACHES
         if real is float:
             fc_correlate_table_f32[vectors - 1][rows - 1](a + start, lda, b, offset + start, stop - start, c, ldc,
                                                           bias if i == chunks - 1 else NULL, now)
@@ -381,6 +394,7 @@ cdef void correlate_item(const Correlation* job, Py_ssize_t item, const real* so
     cdef Py_ssize_t all_tiles = ceil_div(job.rows, FC_TILE_ROWS)
     cdef Py_ssize_t m_tile, m_first = all_tiles * block // job.blocks, m_last = all_tiles * (block + 1) // job.blocks
     cdef bint by_row
+    cdef int flags = (FC_RELU if relu else 0) | (FC_PAST_CACHES if job.past_caches else 0)
     cdef Py_ssize_t t, m, rows, p, end, stop, vectors, count, q, j, run, done, i, x, plane = job.out_h * job.out_w
     cdef const TapClass* taps
     cdef const real* a
@@ -423,7 +437,7 @@ cdef void correlate_item(const Correlation* job, Py_ssize_t item, const real* so
                     # the whole tile is one run of output pixels: it goes there from the registers
                     to = out + m * plane + (q * taps.step_h + taps.start_h) * job.out_w + j + taps.start_w
                     correlate_tile(a, taps.terms, flat + p, job.offset + taps.table, taps.terms, rows, vectors, to,
-                                   plane, bias + m if bias != NULL else NULL, FC_RELU if relu else 0)
+                                   plane, bias + m if bias != NULL else NULL, flags)
                     continue
                 correlate_tile(a, taps.terms, flat + p, job.offset + taps.table, taps.terms, rows, vectors, tile,
                                FC_TILE_VECTORS * lanes, bias + m if bias != NULL else NULL, FC_RELU if relu else 0)
@@ -453,6 +467,8 @@ cdef void correlate_item(const Correlation* job, Py_ssize_t item, const real* so
             p += vectors * lanes
             if by_row and p >= stop:
                 p = (q + 1 - q0) * f.length + taps.first_w - job.base_j
+    if job.past_caches:
+        fc_stream_end()
 
 
 cdef inline void store_run(real* to, Py_ssize_t step, const real* run, Py_ssize_t count) noexcept nogil:
@@ -469,6 +485,7 @@ cdef void finish_correlation(Correlation* job, Py_ssize_t itemsize, Py_ssize_t t
     """Fill in what follows from the flat layout: bands, blocks, scratch."""
     cdef Flat* f = &job.flat
     cdef Py_ssize_t items, tiles = ceil_div(job.rows, FC_TILE_ROWS)
+    job.past_caches = job.batch * job.groups * job.rows * job.out_h * job.out_w * itemsize >= FC_STREAM_BYTES
     choose_band(f, job.sources, itemsize, BAND_BYTES)
     job.bands = ceil_div(f.last - f.first, f.band)
     items = most(job.batch * job.groups * job.bands, 1)

@@ -54,6 +54,7 @@ cdef struct Gemm:
     Py_ssize_t parts                 # blocks of output channels
     Py_ssize_t segments              # the most segments of a block
     Py_ssize_t rest                  # pixels at the end of all that are inner products
+    bint past_caches                 # the output is too large to be found in a cache when it is needed
     ptrdiff_t* offset                # in the flat copy
     ptrdiff_t* panel_offset          # in a panel
     Py_ssize_t flat_bytes, panel_bytes, rest_bytes, sum_bytes, run_bytes, thread_bytes
@@ -83,6 +84,7 @@ cdef void plan_gemm(Gemm* job, const Window* v, Py_ssize_t itemsize, Py_ssize_t 
     plan_forward(&direct, v, itemsize, 1, NULL, False)
     job.flat = direct.flat
     job.batch, job.groups, job.sources, job.rows = direct.batch, direct.groups, direct.sources, direct.rows
+    job.past_caches = direct.past_caches
     job.taps = v.kh * v.kw
     job.out_w, job.pixels = direct.out_w, direct.out_h * direct.out_w
     job.width = FC_TILE_VECTORS * FC_VECTOR_BYTES // itemsize
@@ -186,7 +188,7 @@ cdef void gemm_item(const Gemm* job, Py_ssize_t item, const real* source, const 
     cdef const real* a
     cdef const real* offsets
     cdef real* to
-    cdef int flags
+    cdef int flags, whole_flags, how
 
     c0 = 0
     while c0 < job.sources:
@@ -200,6 +202,7 @@ cdef void gemm_item(const Gemm* job, Py_ssize_t item, const real* source, const 
         flags = FC_ACCUMULATE if c0 > 0 else 0
         if c0 + channels == job.sources and relu:
             flags |= FC_RELU
+        whole_flags = flags | (FC_PAST_CACHES if job.past_caches and channels == job.sources else 0)
         p0 = 0
         while p0 < panels:
             p1 = least(p0 + PANELS, panels)
@@ -221,12 +224,12 @@ cdef void gemm_item(const Gemm* job, Py_ssize_t item, const real* source, const 
                 for p in range(p0, p1):
                     pixels = least(whole - p * job.width, job.width)
                     to = whole_panel(job, group, m, start + p * job.width, pixels, out)
-                    ldc = job.pixels
+                    ldc, how = job.pixels, whole_flags
                     if to == NULL:
-                        to, ldc = sums + (m - m0) * job.block + p * job.width, job.block
+                        to, ldc, how = sums + (m - m0) * job.block + p * job.width, job.block, flags
                     if pixels > 0:
                         correlate_tile(a, terms_all, panel + (p - p0) * panel_items, job.panel_offset, terms, rows,
-                                       ceil_div(pixels, lanes), to, ldc, offsets, flags)
+                                       ceil_div(pixels, lanes), to, ldc, offsets, how)
                 if p1 == panels and rest > 0:
                     to = sums + (m - m0) * job.block + whole
                     if real is float:
@@ -250,6 +253,8 @@ cdef void gemm_item(const Gemm* job, Py_ssize_t item, const real* source, const 
                        + pixel % job.pixels,
                        sums + (m - m0) * job.block + p * job.width + done, s * sizeof(real))
                 done += s
+    if job.past_caches:
+        fc_stream_end()
 
 
 cdef inline real* whole_panel(const Gemm* job, Py_ssize_t group, Py_ssize_t m, Py_ssize_t pixel, Py_ssize_t pixels,

@@ -23,6 +23,9 @@
 #include <stddef.h>
 #include <stdint.h>
 #include <string.h>
+#if defined(__SSE2__)
+#include <immintrin.h>
+#endif
 
 #if defined(__AVX512F__)
 #define FC_VECTOR_BYTES 64
@@ -68,7 +71,18 @@
 FC_INLINE void fc_mark(uint8_t *flag) { __atomic_store_n(flag, 1, __ATOMIC_RELAXED); }
 
 /* What the epilogue of a tile does besides storing it. */
-enum { FC_ACCUMULATE = 1, FC_RELU = 2 };
+enum { FC_ACCUMULATE = 1, FC_RELU = 2, FC_PAST_CACHES = 4 };
+
+/* A vector past the caches: memory need not hand over the line first, if all of it is written at a time. */
+#if defined(__AVX512F__)
+#define FC_STREAM_VECTOR(to, v) _mm512_stream_si512((void *)(to), (__m512i)(v))
+#elif defined(__AVX2__)
+#define FC_STREAM_VECTOR(to, v) _mm256_stream_si256((void *)(to), (__m256i)(v))
+#elif defined(__SSE2__)
+#define FC_STREAM_VECTOR(to, v) _mm_stream_si128((void *)(to), (__m128i)(v))
+#else
+#define FC_STREAM_VECTOR(to, v) (*(UVEC *)(to) = (v))
+#endif
 
 /* A run of `count` elements that is copied from one place to another. */
 typedef struct {

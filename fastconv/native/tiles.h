@@ -15,7 +15,8 @@ typedef FC_T UVEC __attribute__((vector_size(FC_VECTOR_BYTES), aligned(sizeof(FC
  * (rows, n) @ (n, vectors*LANES) -> (rows, vectors*LANES), where row r of the right-hand matrix starts anywhere: in a
  * padded image it is the image shifted by one tap, in a packed panel it is the next row of the panel. a has a row
  * stride of `lda` (weights as they lie in memory), c one of `ldc`. With FC_ACCUMULATE c's old value is added, then
- * `bias` (one for each row, or NULL), then FC_RELU replaces what is below zero (and keeps NaN).
+ * `bias` (one for each row, or NULL), then FC_RELU replaces what is below zero (and keeps NaN). With FC_PAST_CACHES, which
+ * wants c and ldc at multiples of a vector, the result bypasses the caches.
  * Called with constant `rows` and `vectors` only, so that every loop over them unrolls and acc lives in registers. */
 FC_INLINE void FC_NAME(correlate)(const int rows, const int vectors, const FC_T *a, ptrdiff_t lda, const FC_T *b,
                                   const ptrdiff_t *offset, ptrdiff_t n, FC_T *c, ptrdiff_t ldc, const FC_T *bias,
@@ -55,7 +56,10 @@ FC_UNROLL
                 v += bias[i] - (VEC){0};
             if (flags & FC_RELU)
                 v = (VEC)((IVEC)v & ~(IVEC)(v < (VEC){0}));
-            *(UVEC *)to = v;
+            if (flags & FC_PAST_CACHES)
+                FC_STREAM_VECTOR(to, v);
+            else
+                *(UVEC *)to = v;
         }
 }
 

@@ -84,6 +84,7 @@ cdef struct Winograd:
     bint given                       # U comes from winograd_pack
     bint kept                        # U is transformed once, here or there
     bint apart                       # each thread has blocks of tiles of its own, and a V for one of them
+    bint past_caches                 # the output is too large to be found in a cache when it is needed
     Py_ssize_t u_plane, u_panel      # elements of one of the planes of a panel of U, and of the panel
     Py_ssize_t v_plane, v_block      # elements of one of the planes of V, and of a block of tiles
     Py_ssize_t u_bytes, v_bytes, row_bytes, m_bytes, line_bytes, half_bytes, run_bytes, thread_bytes
@@ -116,6 +117,7 @@ cdef void plan_winograd(Winograd* job, const Window* v, bint backward, int tile,
         job.h, job.w, job.top, job.left = v.h, v.w, v.top, v.left
         job.out_h, job.out_w = v.oh, v.ow
         job.step_k, job.step_c = cg * taps, taps
+    job.past_caches = job.batch * job.groups * job.rows * job.out_h * job.out_w * itemsize >= FC_STREAM_BYTES
     job.tiles_h, job.tiles_w = ceil_div(job.out_h, tile), ceil_div(job.out_w, tile)
     job.short_runs = 2 * job.tiles_w <= lanes and lanes >= tile
     job.tiles = job.batch * job.tiles_h * job.tiles_w
@@ -334,7 +336,13 @@ cdef void multiply_block(const Winograd* job, Py_ssize_t group, Py_ssize_t block
                      + job.tile * run[r].row * job.out_w + job.tile * run[r].column)
             columns = least(job.tile * run[r].count, job.out_w - job.tile * run[r].column)
             for y in range(least(job.tile, job.out_h - job.tile * run[r].row)):
-                memcpy(plane + y * job.out_w, pixels + y * line + job.tile * run[r].lane, columns * sizeof(real))
+                if job.past_caches:
+                    fc_stream(<char*> (plane + y * job.out_w), <char*> (pixels + y * line + job.tile * run[r].lane),
+                              columns * sizeof(real))
+                else:
+                    memcpy(plane + y * job.out_w, pixels + y * line + job.tile * run[r].lane, columns * sizeof(real))
+    if job.past_caches:
+        fc_stream_end()
     for r in range(runs):
         for tile in range(run[r].lane, run[r].lane + run[r].count):
             if spoiled[tile] != 0:
