@@ -15,7 +15,7 @@ from fastconv import dispatch, reference, winograd
 
 
 def main() -> None:
-    for taps, channels in ((3, 64), (3, 512), (5, 96), (5, 512)):
+    for taps, channels in ((3, 64), (3, 512), (4, 64), (4, 512), (5, 96), (5, 512)):
         rng = np.random.default_rng(0)
         x, weight = (rng.standard_normal(shape, dtype=np.float32) for shape in
                      ((1, channels, 14, 14), (32, channels, taps, taps)))

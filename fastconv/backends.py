@@ -322,14 +322,14 @@ class CythonBackend(NumpyBackend):
                 if filters.transformed is None:
                     self.im2col(filters.weight, winograd.split(geometry, 1)[1], "columns", 0, weight, budget.threads)
             for start in range(0, max(geometry.batch, 1), images):
-                part = replace(geometry, batch=min(images, geometry.batch - start))
+                part = winograd.for_images(geometry, min(images, geometry.batch - start))
                 phases = source = x[start:start + images]
                 if image_bytes:
                     phases = scratch[:image_bytes].view(x.dtype)
                     self.im2col(source, winograd.split(geometry, part.batch)[0], "columns", 0, phases, budget.threads)
                 spoiled[part, start] = self._kernels().winograd_convolve(
                     filters.tile, phases, weight, filters.transformed, bias, relu, False,
-                    winograd.of_phases(geometry, part.batch), out[start:start + images], work, budget.threads)
+                    winograd.of_phases(geometry, part.batch), out[start:start + images], out.nbytes, work, budget.threads)
         for (part, start), rows in spoiled.items():  # which takes scratch of its own
             stop = start + part.batch
             self._recompute("forward", direct, x[start:stop], part, out[start:stop], budget, filters.tile, rows)
@@ -340,7 +340,7 @@ class CythonBackend(NumpyBackend):
             self.direct_backward_data(dout, weight, geometry, out, budget)
 
         tile = winograd.best_tile("backward_data", geometry)
-        spoiled = self._kernels().winograd_convolve(tile, dout, weight, None, None, False, True, geometry, out,
+        spoiled = self._kernels().winograd_convolve(tile, dout, weight, None, None, False, True, geometry, out, out.nbytes,
                                                     memory.scratch(budget.nbytes), budget.threads)
         self._recompute("backward_data", direct, dout, geometry, out, budget, tile, spoiled)
 

@@ -15,13 +15,14 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import lru_cache
 
 import numpy as np
 
 from .geometry import Conv2dGeometry, Pair, Window2dGeometry
 
 #: For each size of filter, the sizes of output tiles that there are kernels for.
-TILES = {3: (4, 2), 5: (2,)}
+TILES = {3: (4, 2), 4: (3,), 5: (2,)}
 
 #: Cells of a transformed tile of F(3x3, 4x4), and the most channels of a block of its kernel.
 _GRADIENT_CELLS, _GRADIENT_BLOCK = 36, 128
@@ -29,13 +30,14 @@ _GRADIENT_CELLS, _GRADIENT_BLOCK = 36, 128
 #: Of the vectors that the constants below are for.
 LANES = 16
 
-# In the unit of one FMA instruction, fitted as those in dispatch.py: to begin a call and to end it; to transform one cell of a
+# In the unit of one FMA instruction, between what fits a Zen 4 (64 geometries, within a third) and a Zen 5, where an FMA takes
+# half the time and memory as long: to begin a call and to end it; to transform one cell of a
 # tile of a channel, and one cell of a tile back, for vectors of tiles; to read one tap of a filter, and to make one cell of
 # it; and to fetch one cell of a filter for a product.
-_CALL = 50_000
-_TO_TILES, _FROM_TILES, _TAP, _FILTER, _FETCH = 0.9, 1.1, 0.55, 0.25, 0.2
-_CELL, _TAPS = 2.0, 15.0  # to copy a cell of an image to its phase, and a tap of a filter
-_PIXEL = 1.2  # to write a pixel to memory
+_CALL = 100_000
+_TO_TILES, _FROM_TILES, _TAP, _FILTER, _FETCH = 1.0, 0.5, 0.55, 0.25, 0.2
+_CELL, _TAPS = 2.5, 15.0  # to copy a cell of an image to its phase, and a tap of a filter
+_PIXEL = 1.1  # to write a pixel to memory
 _TO_GRADIENT_TILES, _GRADIENT = 1.4, 28.0  # F(3x3, 4x4): one cell of a tile of a channel, and one filter's gradient
 
 #: Elements of the phases that are there at a time: of so many images as they have room for, or of one.
@@ -50,7 +52,7 @@ def unsupported(operation: str, geometry: Conv2dGeometry) -> str | None:
                 f"dilation {geometry.dilation}")
     if (geometry.dilation != (1, 1) or kernel[0] != kernel[1] or stride[0] != stride[1]
             or taps_of(geometry) not in TILES):
-        return (f"it is for square filters whose taps are 3 or 5 times the stride (rounded up) and for dilation 1, not for "
+        return (f"it is for square filters whose taps are 3 to 5 times the stride (rounded up) and for dilation 1, not for "
                 f"kernel {kernel}, stride {stride}, dilation {geometry.dilation}")
     if stride != (1, 1) and operation == "backward_data":
         return f"backward_data is for stride 1, not for stride {stride}"
@@ -59,14 +61,20 @@ def unsupported(operation: str, geometry: Conv2dGeometry) -> str | None:
     return None
 
 
+@lru_cache(maxsize=1024)
 def of_phases(geometry: Conv2dGeometry, images: int) -> Conv2dGeometry:
     """The convolution with stride 1 that does it for so many images; `geometry` itself, for them, where that has stride 1."""
     step, taps = geometry.stride[0], taps_of(geometry)
     if step == 1:
-        return replace(geometry, batch=images)
+        return for_images(geometry, images)
     height, width = (size + taps - 1 for size in geometry.out_size)
     return replace(geometry, batch=images, channels=geometry.channels * step * step, in_size=(height, width),
                    kernel=(taps, taps), stride=(1, 1), pads=((0, 0), (0, 0)))
+
+
+def for_images(geometry: Conv2dGeometry, images: int) -> Conv2dGeometry:
+    """The same for so many images."""
+    return geometry if images == geometry.batch else replace(geometry, batch=images)
 
 
 def taps_of(geometry: Conv2dGeometry) -> int:
@@ -133,6 +141,7 @@ def least_cost(operation: str, geometry: Conv2dGeometry) -> float:
     return (work + _GRADIENT * rows * sources) * geometry.groups + _CALL
 
 
+@lru_cache(maxsize=1024)
 def best_tile(operation: str, geometry: Conv2dGeometry) -> int:
     """The size of output tile that costs the least."""
     return min(TILES[taps_of(geometry)], key=lambda tile: cost(operation, geometry, tile))

@@ -196,7 +196,7 @@ def toom_cook(tile: Tile) -> tuple[Matrix, Matrix, Matrix]:
     return a, g, b
 
 
-@pytest.mark.parametrize("tile", [*TILES, Tile(3, 4)], ids=str)
+@pytest.mark.parametrize("tile", TILES, ids=str)
 def test_the_matrices_give_a_correlation_without_any_error(tile):
     """A' [(G g) . (B' d)] is bilinear: it is right where it is right for each pair of a tap and a cell."""
     a, g, b = toom_cook(tile)
@@ -454,7 +454,7 @@ def guarded(array, at_end):
 
 rng = np.random.default_rng(0)
 with fastconv.options(num_threads=2), native.using_isa(sys.argv[1]):
-    for taps, tile in ((3, 4), (3, 2), (5, 2)):
+    for taps, tile in ((3, 4), (3, 2), (4, 3), (5, 2)):
         dispatch._select.cache_clear()
         winograd.best_tile = lambda operation, geometry: tile
         for dtype in ("float32", "float64"):
@@ -483,7 +483,7 @@ def test_nothing_beside_the_arrays_is_touched(isa):
     root = Path(fastconv.__file__).parent.parent
     run = subprocess.run([sys.executable, "-X", "faulthandler", "-c", GUARDED, isa], cwd=root, capture_output=True,
                          text=True, timeout=120, check=False, env={**os.environ, "FASTCONV_BACKEND": "cython"})
-    assert (run.stdout.count("done"), run.returncode) == (72, 0), run.stderr
+    assert (run.stdout.count("done"), run.returncode) == (96, 0), run.stderr
 
 
 @every_tile
@@ -865,7 +865,7 @@ def test_512_channels(direction, tile, isa, rng, assert_accurate):
 #: Largest error over the largest output, and the root of the mean squared error over that of the output, with 512 channels
 #: of normal data in float32. F(4,3)'s mean is 1.1e-6 with the points of winograd.h; with 0, +-1, +-2 as with 0, +-1, +-1/2
 #: the transforms alone make it 2.8e-6, and sums that are not cut 2e-6.
-ERRORS = {Tile(4, 3): (5e-6, 1.5e-6), Tile(2, 3): (1e-6, 5e-7), Tile(2, 5): (5e-6, 1.7e-6)}
+ERRORS = {Tile(4, 3): (5e-6, 1.5e-6), Tile(3, 4): (5e-6, 1.3e-6), Tile(2, 3): (1e-6, 5e-7), Tile(2, 5): (5e-6, 1.7e-6)}
 
 
 @every_direction
@@ -1168,9 +1168,10 @@ def test_a_workspace_limit_is_obeyed(rng):
 
 # --- strides: the convolution of the phases -----------------------------------------------------------------------------
 
-#: x, weight, stride, padding, groups: filters of 3 and of 5 rows of phases, rows that no window sees, padding on one side.
+#: x, weight, stride, padding, groups: filters of 3, 4 and 5 rows of phases, rows that no window sees, padding on one side.
 STRIDED = (
     ((3, 3, 43, 47), (10, 3, 11, 11), 4, ((0, 2), (1, 0)), 1), ((2, 6, 31, 29), (8, 3, 5, 5), 2, (1, 2), 2),
+    ((2, 3, 45, 113), (10, 3, 7, 7), 2, 3, 1),
     ((1, 4, 40, 33), (9, 4, 9, 9), 3, ((0, 2), (3, 1)), 1), ((2, 3, 30, 33), (9, 3, 9, 9), 2, 4, 1),
     ((2, 5, 7, 7), (6, 5, 5, 5), 2, 0, 1), ((2, 3, 20, 20), (4, 3, 7, 7), 3, (3, 1), 1),
     ((0, 3, 20, 20), (4, 3, 5, 5), 2, 0, 1))
@@ -1196,7 +1197,7 @@ def test_strides(case, dtype, threads, isa, rng, assert_accurate):
 
 
 @pytest.mark.parametrize("threads", [1, 3])
-@pytest.mark.parametrize("case", STRIDED[:2], ids=str)
+@pytest.mark.parametrize("case", STRIDED[:3], ids=str)
 def test_a_few_images_at_a_time_are_the_same_bits(case, threads, isa, rng, monkeypatch):
     x_shape, weight_shape, stride, padding, groups = case
     x, weight = (rng.standard_normal(shape) for shape in (x_shape, weight_shape))
@@ -1216,7 +1217,7 @@ def test_a_few_images_at_a_time_are_the_same_bits(case, threads, isa, rng, monke
 
 
 @every_dtype
-@pytest.mark.parametrize("case", STRIDED[:4], ids=str)
+@pytest.mark.parametrize("case", STRIDED[:5], ids=str)
 def test_strides_and_what_is_not_finite(case, dtype, isa, rng):
     x_shape, weight_shape, stride, padding, groups = case
     x, weight = (rng.standard_normal(shape).astype(dtype) for shape in (x_shape, weight_shape))
@@ -1251,8 +1252,9 @@ def test_a_band_with_strides_is_a_convolution_of_its_own(taps, stride, padding, 
 
 def test_which_strides():
     assert fastconv.plan_conv2d((8, 3, 227, 227), (96, 3, 11, 11), 4).algorithm == "winograd"
-    assert fastconv.plan_conv2d((8, 3, 224, 224), (64, 3, 5, 5), 2, 2).algorithm == "direct"  # too few channels
-    for weight, stride, dilation, x in (((4, 3, 7, 7), 2, 1, 40), ((4, 3, 5, 5), (1, 2), 1, 40), ((4, 3, 5, 5), 2, 2, 40),
+    assert fastconv.plan_conv2d((8, 3, 224, 224), (64, 3, 7, 7), 2, 3).algorithm == "winograd"
+    assert fastconv.plan_conv2d((8, 1, 224, 224), (64, 1, 5, 5), 2, 2).algorithm == "direct"  # too few channels
+    for weight, stride, dilation, x in (((4, 3, 13, 13), 2, 1, 40), ((4, 3, 5, 5), (1, 2), 1, 40), ((4, 3, 5, 5), 2, 2, 40),
                                         ((4, 3, 5, 3), 2, 1, 40), ((4, 3, 11, 11), 4, 1, 4096)):
         with pytest.raises(NotImplementedError, match=r"winograd.*(taps|too large)"):
             fastconv.plan_conv2d((1, 3, x, x), weight, stride, 0, dilation, algorithm="winograd")

@@ -50,6 +50,11 @@
 #endif
 #define FC_TILE_ROWS 6
 #define FC_PRODUCT_TERMS 128 /* of one piece of a sum in Winograd's products */
+/* Pieces of a sum of n terms. */
+static inline ptrdiff_t fc_product_pieces(ptrdiff_t n)
+{
+    return n < FC_PRODUCT_TERMS ? 1 : (n + FC_PRODUCT_TERMS / 2) / FC_PRODUCT_TERMS;
+}
 #define FC_PANEL 8 /* output channels of a panel of transformed filters, which FC_PRODUCT_ROWS divides */
 #define FC_PLANE_ROWS 4
 #define FC_PLANE_FILTER 7

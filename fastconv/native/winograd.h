@@ -12,8 +12,8 @@
  *     G   has the rows (1, p, ..., p^(R-1)) / N(p) with N(p) = product of (p - q) over the other finite q, and (0, ..., 0, 1);
  *     B'  has the rows of coefficients of M(x) / (x - p), and of M(x), lowest first.
  *
- *     F(4x4, 3x3), F(2x2, 5x5),  0, +-a, +-b with a^2 = 1/2 and b^2 = 2: M(x) = x - 5/2 x^3 + x^5, N(0) = 1,
- *     F(3x3, 4x4)                N(+-a) = -3/2, N(+-b) = 6. As a*b = 1, the powers of the points keep close to 1 and the
+ *     F(4x4, 3x3), F(3x3, 4x4),  0, +-a, +-b with a^2 = 1/2 and b^2 = 2: M(x) = x - 5/2 x^3 + x^5, N(0) = 1,
+ *     F(2x2, 5x5)                N(+-a) = -3/2, N(+-b) = 6. As a*b = 1, the powers of the points keep close to 1 and the
  *                                root mean square error is less than half of that of 1 and 2. B' is the same for all.
  *     F(2x2, 3x3)                0, +-1: M(x) = -x + x^3, N(0) = -1, N(+-1) = 2.
  *
@@ -119,21 +119,33 @@ FC_INLINE VEC FC_NAME(cells)(const FC_T *row, FC_INT cell, FC_INT first, FC_INT 
     return (VEC)(*(const IUVEC *)(row + cell) & (at >= first - (IVEC){0}) & (at < stop - (IVEC){0}));
 }
 
-/* Lanes 1 to LANES - 1 of x, then lane `next` (0 or 1) of y. */
+/* Constants for all lanes i of a vector. */
 #if FC_LANES == 16
-#define FC_SHIFT(next) 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16 + next
+#define FOR_LANES(of, j)                                                                                             \
+    of(0, j), of(1, j), of(2, j), of(3, j), of(4, j), of(5, j), of(6, j), of(7, j), of(8, j), of(9, j), of(10, j),    \
+        of(11, j), of(12, j), of(13, j), of(14, j), of(15, j)
 #elif FC_LANES == 8
-#define FC_SHIFT(next) 1, 2, 3, 4, 5, 6, 7, 8 + next
+#define FOR_LANES(of, j) of(0, j), of(1, j), of(2, j), of(3, j), of(4, j), of(5, j), of(6, j), of(7, j)
 #elif FC_LANES == 4
-#define FC_SHIFT(next) 1, 2, 3, 4 + next
+#define FOR_LANES(of, j) of(0, j), of(1, j), of(2, j), of(3, j)
 #else
-#define FC_SHIFT(next) 1, 2 + next
+#define FOR_LANES(of, j) of(0, j), of(1, j)
 #endif
-#if defined(__clang__)
-#define SHIFTED(x, y, next) __builtin_shufflevector(x, y, FC_SHIFT(next))
-#else
-#define SHIFTED(x, y, next) __builtin_shuffle(x, y, (IVEC){FC_SHIFT(next)})
-#endif
+#define SHUFFLED(x, y, of, j) __builtin_shufflevector(x, y, FOR_LANES(of, j))
+
+/* Lanes 1 to LANES - 1 of x, then lane `next` (0, 1 or 2) of y. */
+#define SHIFT(i, next) ((i) + 1 < FC_LANES ? (i) + 1 : FC_LANES + (next))
+#define SHIFTED(x, y, next) SHUFFLED(x, y, SHIFT, next)
+
+/* Every third of 3*LANES cells, from the j-th on: what the first two vectors have of it, then the rest from the third. */
+#define THIRD(i, j) (3 * (i) + (j) < 2 * FC_LANES ? 3 * (i) + (j) : 0)
+#define LAST_THIRD(i, j) (3 * (i) + (j) < 2 * FC_LANES ? (i) : 3 * (i) + (j) - FC_LANES)
+#define THIRDS(w, j) SHUFFLED(SHUFFLED(w[0], w[1], THIRD, j), w[2], LAST_THIRD, j)
+
+/* The other way round: vector v of the three that have the lanes of y[0], y[1] and y[2] in turn. */
+#define TURN(i, v) (((v) * FC_LANES + (i)) % 3 * FC_LANES % (2 * FC_LANES) + ((v) * FC_LANES + (i)) / 3)
+#define LAST_TURN(i, v) (((v) * FC_LANES + (i)) % 3 < 2 ? (i) : FC_LANES + ((v) * FC_LANES + (i)) / 3)
+#define IN_TURN(y, v) SHUFFLED(SHUFFLED(y[0], y[1], TURN, v), y[2], LAST_TURN, v)
 
 /* Transforms one row of `count` neighbouring tiles along the width: to[j*plane + t] gets (B' d)[j] of tile t, whose cells are
  * row[m*t] to row[m*t + n - 1], where cells outside [first, stop) count as zeros. Reads and stores whole vectors: m vectors
@@ -161,6 +173,23 @@ FC_INLINE void FC_NAME(row_tiles)(const int m, const int r, const FC_T *row, ptr
             d[3] = FC_NAME(odd)(o0, o1);
             d[4] = SHIFTED(d[0], w[4], 0); /* a tile's last two cells are the first two of the next */
             d[5] = SHIFTED(d[1], w[4], 1);
+        } else if (m == 3) {
+            VEC w[3];
+            FC_UNROLL
+            for (int k = 0; k < 3; k++)
+                w[k] = FC_NAME(cells)(row, (FC_INT)(3 * t + k * LANES), (FC_INT)first, (FC_INT)stop);
+            d[0] = THIRDS(w, 0);
+            d[1] = THIRDS(w, 1);
+            d[2] = THIRDS(w, 2);
+            const VEC x = FC_NAME(cells)(row, (FC_INT)(3 * (t + LANES)), (FC_INT)first, (FC_INT)stop);
+            d[3] = SHIFTED(d[0], x, 0);
+            d[4] = SHIFTED(d[1], x, 1);
+#if FC_LANES > 2
+            d[5] = SHIFTED(d[2], x, 2);
+#else
+            const VEC y = FC_NAME(cells)(row, (FC_INT)(3 * (t + LANES) + 1), (FC_INT)first, (FC_INT)stop);
+            d[5] = SHIFTED(d[2], y, 1);
+#endif
         } else {
             FC_UNROLL
             for (int j = 0; j < n; j += 2) {
@@ -176,10 +205,8 @@ FC_INLINE void FC_NAME(row_tiles)(const int m, const int r, const FC_T *row, ptr
             *(UVEC *)(to + j * plane + t) = d[j];
     }
 }
-#undef SHIFTED
-#undef FC_SHIFT
 
-/* Transforms all rows of cells of m pieces along the width: to[(i*n + j)*plane + lane] gets (B' d)[j] of row i of a tile.
+/* Transforms all rows of cells of m pieces, 2 or 4, along the width: to[(i*n + j)*plane + lane] gets (B' d)[j] of row i of a tile.
  * Vectors of m pieces are taken apart as m neighbouring vectors of one row are in row_tiles. LANES + 4 cells from the first
  * of each row in the image must be readable. Stores LANES/m lanes from that of each piece on: what lies behind a piece of
  * fewer tiles comes later. */
@@ -301,6 +328,12 @@ FC_INLINE void FC_NAME(output_tiles)(const int m, const int r, const FC_T *x, pt
                 *(UVEC *)(to + LANES) = b;
                 continue;
             }
+            if (m == 3) {
+                *(UVEC *)to = IN_TURN(y, 0);
+                *(UVEC *)(to + LANES) = IN_TURN(y, 1);
+                *(UVEC *)(to + 2 * LANES) = IN_TURN(y, 2);
+                continue;
+            }
             FC_NAME(zip)(y[0], y[2], &a, &b);
             FC_NAME(zip)(y[1], y[3], &c, &d);
             FC_NAME(zip)(a, c, &e, &f);
@@ -386,8 +419,10 @@ FC_INLINE void FC_NAME(filter_tiles)(const int m, const int r, const FC_T *g, pt
                 VEC y[6];
                 FC_NAME(winograd_g)(n, r, half[i], y);
                 FC_UNROLL
-                for (int j = 0; j < n; j++)
+                for (int j = 0; j < n; j++) {
                     *(UVEC *)(to + (i * n + j) * plane) = y[j];
+                    __builtin_prefetch(to + (i * n + j) * plane + 2 * LANES, 1);
+                }
             }
         }
 }
@@ -466,11 +501,12 @@ FC_INLINE void FC_NAME(product_of)(ptrdiff_t vectors, const FC_T *a, const FC_T 
 }
 
 /* (FC_PANEL, n) @ (n, vectors*LANES): one panel of U with V of one block of tiles. Sums are cut into pieces of about
- * FC_PRODUCT_TERMS terms, which are added up then: the error of a blocked sum is that of its pieces. */
+ * FC_PRODUCT_TERMS terms, which are added up then: the error of a blocked sum is that of its pieces. With `add` they are
+ * added to what is there. */
 static void FC_NAME(winograd_product)(const FC_T *a, const FC_T *ahead, const FC_T *b, ptrdiff_t ldb, ptrdiff_t n,
-                                      ptrdiff_t vectors, FC_T *c, ptrdiff_t ldc)
+                                      ptrdiff_t vectors, FC_T *c, ptrdiff_t ldc, int add)
 {
-    const ptrdiff_t pieces = n < FC_PRODUCT_TERMS ? 1 : (n + FC_PRODUCT_TERMS / 2) / FC_PRODUCT_TERMS;
+    const ptrdiff_t pieces = fc_product_pieces(n);
     for (ptrdiff_t piece = 0, start = 0; piece < pieces; piece++) {
         const ptrdiff_t terms = n * (piece + 1) / pieces - start;
         for (int i = 0; i < FC_PANEL; i += FC_PRODUCT_ROWS) {
@@ -478,7 +514,7 @@ static void FC_NAME(winograd_product)(const FC_T *a, const FC_T *ahead, const FC
             FC_T *to = c + i * ldc;
             for (ptrdiff_t rest = vectors, taken; rest; rest -= taken, right += taken * LANES, to += taken * LANES) {
                 taken = FC_NAME(product_vectors)(rest);
-                FC_NAME(product_of)(taken, left, next, FC_PANEL, right, ldb, terms, to, ldc, piece > 0);
+                FC_NAME(product_of)(taken, left, next, FC_PANEL, right, ldb, terms, to, ldc, add || piece > 0);
             }
         }
         start += terms;
@@ -629,10 +665,12 @@ static void FC_NAME(winograd_filter_gradients)(const FC_T *x, ptrdiff_t plane, p
     }
 }
 
-/* What follows takes `tile` and `filter`, the M and R of F(MxM, RxR): 4 and 3, 2 and 3, or 2 and 5. */
+/* What follows takes `tile` and `filter`, the M and R of F(MxM, RxR): 4 and 3, 3 and 4, 2 and 3, or 2 and 5. */
 #define BY_TILE(call)                                                                                                \
     if (tile == 4)                                                                                                   \
         call(4, 3);                                                                                                  \
+    else if (tile == 3)                                                                                              \
+        call(3, 4);                                                                                                  \
     else if (filter == 3)                                                                                            \
         call(2, 3);                                                                                                  \
     else                                                                                                             \
@@ -646,11 +684,15 @@ static void FC_NAME(winograd_row)(int tile, int filter, const FC_T *row, ptrdiff
 #undef ROW
 }
 
+/* `tile` is 2 or 4. */
 static void FC_NAME(winograd_pieces)(int tile, int filter, const fc_piece *piece, FC_T *to, ptrdiff_t plane, ptrdiff_t ahead)
 {
-#define PIECES(M, R) FC_NAME(row_pieces)(M, R, piece, to, plane, ahead)
-    BY_TILE(PIECES);
-#undef PIECES
+    if (tile == 4)
+        FC_NAME(row_pieces)(4, 3, piece, to, plane, ahead);
+    else if (filter == 3)
+        FC_NAME(row_pieces)(2, 3, piece, to, plane, ahead);
+    else
+        FC_NAME(row_pieces)(2, 5, piece, to, plane, ahead);
 }
 
 static void FC_NAME(winograd_columns)(int n, const FC_T *from, ptrdiff_t plane, ptrdiff_t count, FC_T *v, ptrdiff_t step,
@@ -679,6 +721,16 @@ static void FC_NAME(winograd_filters)(int tile, int filter, const FC_T *g, ptrdi
 }
 
 #undef BY_TILE
+#undef FOR_LANES
+#undef SHUFFLED
+#undef SHIFT
+#undef SHIFTED
+#undef THIRD
+#undef LAST_THIRD
+#undef THIRDS
+#undef TURN
+#undef LAST_TURN
+#undef IN_TURN
 #undef VEC
 #undef IVEC
 #undef UVEC

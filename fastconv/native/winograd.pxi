@@ -4,12 +4,13 @@
 #     N*N products       U (N*N, K, C) @ V (N*N, C, T)  -> M (N*N, K, T)
 #     output transform   M (N*N, K, T)                  -> (N, K, OH, OW)
 #
-# F(4x4, 3x3) does 4 times fewer multiplications than the definition, F(2x2, 3x3) 2.25 and F(2x2, 5x5) 2.8 times. Which
-# tile: fastconv/winograd.py, which knows what they cost. winograd.h has the transforms and the micro-kernel of the products.
+# F(4x4, 3x3) and F(3x3, 4x4) do 4 times fewer multiplications than the definition, F(2x2, 3x3) 2.25 and F(2x2, 5x5) 2.8
+# times. Which tile: fastconv/winograd.py, which knows what they cost. winograd.h has the transforms and the micro-kernel of the products.
 #
 # T runs over the tiles of all images, in blocks of up to BLOCK_TILES that run on across rows and images; lanes of vectors are
 # tiles. A run of tiles along a row of the image is read as M neighbouring vectors, which permutations take apart. Where rows
-# have few tiles (small images), most lanes of such vectors would be idle: there the M vectors come from different rows.
+# have few tiles (small images), most lanes of such vectors would be idle: there the M vectors come from different rows
+# (but with M = 3, which no vector is a multiple of).
 #
 # U lies in panels of FC_PANEL output channels, (panel, N*N, C, FC_PANEL), so that a product reads it in one stream, and the
 # panel that comes next is fetched meanwhile. It is made for each call, or once by winograd_pack.
@@ -20,7 +21,8 @@
 # and the output transform of it, from which the pixels go to the output with bias and ReLU. V's slice of one of the
 # products is used by all rows of U while it lies in L1/L2. The transformed filters U are kept for the whole call where they
 # take at most KEPT_FILTERS bytes; otherwise each block of channels transforms its own when its turn comes, and a
-# super-block is as large as V_BYTES allows, so that this is done few times.
+# super-block is as large as V_BYTES allows, so that this is done few times. Where it is a single block of tiles, each filter
+# is used once, and then a piece of the sum (some channels of it) is transformed and multiplied at a time: it lies in L2.
 #
 # Threads: V is shared, and made by all (items: block of tiles x some channels); after a barrier, items are blocks of tiles x
 # blocks of output channels, or the latter alone where they transform their own filters. A tile's sums do not depend on the
@@ -47,14 +49,15 @@ cdef extern from "simd.h" nogil:
     void fc_winograd_output_f64(int, int, const double*, ptrdiff_t, ptrdiff_t, double*, ptrdiff_t, const double*, int,
                                 double*)
     void fc_mark(uint8_t*)
+    Py_ssize_t fc_product_pieces(Py_ssize_t)
     void fc_winograd_filters_f32(int, int, const float*, ptrdiff_t, ptrdiff_t, int, ptrdiff_t, ptrdiff_t, const float*,
                                  float*, ptrdiff_t)
     void fc_winograd_filters_f64(int, int, const double*, ptrdiff_t, ptrdiff_t, int, ptrdiff_t, ptrdiff_t, const double*,
                                  double*, ptrdiff_t)
     void fc_winograd_product_f32(const float*, const float*, const float*, ptrdiff_t, ptrdiff_t, ptrdiff_t, float*,
-                                 ptrdiff_t)
+                                 ptrdiff_t, int)
     void fc_winograd_product_f64(const double*, const double*, const double*, ptrdiff_t, ptrdiff_t, ptrdiff_t, double*,
-                                 ptrdiff_t)
+                                 ptrdiff_t, int)
 
 cdef enum:
     BLOCK_TILES = 64
@@ -83,6 +86,7 @@ cdef struct Winograd:
     Py_ssize_t part_panels           # the most panels of one
     bint given                       # U comes from winograd_pack
     bint kept                        # U is transformed once, here or there
+    Py_ssize_t pieces                # of the sum, each of which is transformed when its turn comes
     bint apart                       # each thread has blocks of tiles of its own, and a V for one of them
     bint past_caches                 # the output is too large to be found in a cache when it is needed
     Py_ssize_t u_plane, u_panel      # elements of one of the planes of a panel of U, and of the panel
@@ -94,6 +98,12 @@ cdef struct Winograd:
 cdef inline Py_ssize_t piece_line(Py_ssize_t itemsize) noexcept nogil:
     """Elements from row to row of a padded copy of a piece."""
     return 2 * FC_VECTOR_BYTES // itemsize + 4
+
+
+cdef void set_u(Winograd* job, Py_ssize_t sources, Py_ssize_t itemsize) noexcept nogil:
+    """How U lies, of so many channels."""
+    job.u_plane = sources * FC_PANEL + 64 // itemsize
+    job.u_panel = job.planes * job.u_plane
 
 
 cdef void plan_winograd(Winograd* job, const Window* v, bint backward, int tile, bint given, Py_ssize_t itemsize,
@@ -117,17 +127,15 @@ cdef void plan_winograd(Winograd* job, const Window* v, bint backward, int tile,
         job.h, job.w, job.top, job.left = v.h, v.w, v.top, v.left
         job.out_h, job.out_w = v.oh, v.ow
         job.step_k, job.step_c = cg * taps, taps
-    job.past_caches = job.batch * job.groups * job.rows * job.out_h * job.out_w * itemsize >= FC_STREAM_BYTES
     job.tiles_h, job.tiles_w = ceil_div(job.out_h, tile), ceil_div(job.out_w, tile)
-    job.short_runs = 2 * job.tiles_w <= lanes and lanes >= tile
+    job.short_runs = 2 * job.tiles_w <= lanes and lanes >= tile and tile != 3
     job.tiles = job.batch * job.tiles_h * job.tiles_w
     job.blocks = ceil_div(job.tiles, BLOCK_TILES)
     job.width = least(BLOCK_TILES, ceil_div(job.tiles, lanes) * lanes)
     # one cache line more than a power of two, so that the planes do not share cache sets
-    job.u_plane = job.sources * FC_PANEL + 64 // itemsize
-    job.u_panel = job.planes * job.u_plane
     job.v_plane = job.sources * job.width + 64 // itemsize
     job.v_block = job.planes * job.v_plane
+    set_u(job, job.sources, itemsize)
     job.panels = ceil_div(job.rows, FC_PANEL)
     job.given = given
     u_bytes = job.panels * job.u_panel * itemsize
@@ -143,6 +151,10 @@ cdef void plan_winograd(Winograd* job, const Window* v, bint backward, int tile,
         job.super = most(V_BYTES // (job.v_block * itemsize), 1)
     if not job.apart:
         job.super = most(least(job.super, job.blocks), 1)
+    job.pieces = 1
+    if not job.kept and job.super == 1:
+        job.pieces = fc_product_pieces(job.sources)
+        set_u(job, ceil_div(job.sources, job.pieces), itemsize)
     job.parts = ceil_div(job.panels, BLOCK_K // FC_PANEL)
     if not job.apart and threads > 1:  # enough items for all threads; how the channels are cut changes no sum
         job.parts = most(job.parts, ceil_div(2 * threads, job.super)) if job.kept else \
@@ -279,16 +291,17 @@ cdef inline void transform_run(const Winograd* job, const real* source, Py_ssize
             fc_winograd_row_f64(job.tile, job.filter, row, inner, outer, run.count, to, plane, ahead)
 
 
-cdef void transform_filters(const Winograd* job, Py_ssize_t panel, const real* weights, real* u) noexcept nogil:
-    """One panel of U."""
+cdef void transform_filters(const Winograd* job, Py_ssize_t panel, Py_ssize_t c0, Py_ssize_t channels, const real* weights,
+                            real* u) noexcept nogil:
+    """Channels [c0, c0 + channels) of one panel of U."""
     cdef const real* end = weights + job.rows * job.sources * job.filter * job.filter
-    cdef const real* g = weights + panel * FC_PANEL * job.step_k
+    cdef const real* g = weights + panel * FC_PANEL * job.step_k + c0 * job.step_c
     cdef Py_ssize_t count = least(job.rows - panel * FC_PANEL, FC_PANEL)
     if real is float:
-        fc_winograd_filters_f32(job.tile, job.filter, g, job.step_k, job.step_c, job.turned, count, job.sources, end, u,
+        fc_winograd_filters_f32(job.tile, job.filter, g, job.step_k, job.step_c, job.turned, count, channels, end, u,
                                 job.u_plane)
     else:
-        fc_winograd_filters_f64(job.tile, job.filter, g, job.step_k, job.step_c, job.turned, count, job.sources, end, u,
+        fc_winograd_filters_f64(job.tile, job.filter, g, job.step_k, job.step_c, job.turned, count, channels, end, u,
                                 job.u_plane)
 
 
@@ -297,31 +310,37 @@ cdef inline Py_ssize_t first_panel(const Winograd* job, Py_ssize_t part) noexcep
     return job.panels * part // job.parts
 
 
-cdef void multiply_block(const Winograd* job, Py_ssize_t group, Py_ssize_t block, Py_ssize_t m0, Py_ssize_t m1,
-                         const real* u, const real* v, const real* bias, bint relu, real* out,
-                         char* scratch) noexcept nogil:
-    """The products for rows [m0, m1) and one block of tiles, and their output transform."""
-    cdef real spoiled[BLOCK_TILES]
-    cdef real* m = <real*> scratch
-    cdef real* pixels = <real*> (scratch + job.m_bytes)
-    cdef TileRun* run = <TileRun*> (scratch + job.m_bytes + job.line_bytes + job.half_bytes)
-    cdef Py_ssize_t lanes = FC_VECTOR_BYTES // sizeof(real)
-    cdef Py_ssize_t tiles = least(BLOCK_TILES, job.tiles - block * BLOCK_TILES), vectors = ceil_div(tiles, lanes)
-    cdef Py_ssize_t line = job.tile * BLOCK_TILES, step = job.planes * job.width
-    cdef Py_ssize_t runs, xi, k, r, y, columns, tile, panel, panels = ceil_div(m1 - m0, FC_PANEL)
+cdef void multiply_block(const Winograd* job, Py_ssize_t block, Py_ssize_t panels, Py_ssize_t c0, Py_ssize_t channels,
+                         const real* u, const real* v, real* m) noexcept nogil:
+    """The products of some panels and one block of tiles, over channels [c0, c0 + channels); they are added up from 0 on."""
+    cdef Py_ssize_t tiles = least(BLOCK_TILES, job.tiles - block * BLOCK_TILES)
+    cdef Py_ssize_t vectors = ceil_div(tiles, FC_VECTOR_BYTES // <Py_ssize_t> sizeof(real)), step = job.planes * job.width
+    cdef Py_ssize_t xi, panel
     cdef const real* a
     cdef const real* ahead
-    cdef real* plane
     for xi in range(job.planes):
         for panel in range(panels):
             a = u + panel * job.u_panel + xi * job.u_plane
             ahead = a + job.u_panel if panel + 1 < panels else u + least(xi + 1, job.planes - 1) * job.u_plane
             if real is float:
-                fc_winograd_product_f32(a, ahead, v + xi * job.v_plane, job.width, job.sources, vectors,
-                                        m + panel * FC_PANEL * step + xi * job.width, step)
+                fc_winograd_product_f32(a, ahead, v + xi * job.v_plane + c0 * job.width, job.width, channels, vectors,
+                                        m + panel * FC_PANEL * step + xi * job.width, step, c0 > 0)
             else:
-                fc_winograd_product_f64(a, ahead, v + xi * job.v_plane, job.width, job.sources, vectors,
-                                        m + panel * FC_PANEL * step + xi * job.width, step)
+                fc_winograd_product_f64(a, ahead, v + xi * job.v_plane + c0 * job.width, job.width, channels, vectors,
+                                        m + panel * FC_PANEL * step + xi * job.width, step, c0 > 0)
+
+
+cdef void transform_output(const Winograd* job, Py_ssize_t group, Py_ssize_t block, Py_ssize_t m0, Py_ssize_t m1,
+                           const real* bias, bint relu, real* out, char* scratch) noexcept nogil:
+    """The pixels of rows [m0, m1) of one block of tiles, whose products lie at the beginning of `scratch`."""
+    cdef real spoiled[BLOCK_TILES]
+    cdef const real* m = <const real*> scratch
+    cdef real* pixels = <real*> (scratch + job.m_bytes)
+    cdef TileRun* run = <TileRun*> (scratch + job.m_bytes + job.line_bytes + job.half_bytes)
+    cdef Py_ssize_t tiles = least(BLOCK_TILES, job.tiles - block * BLOCK_TILES)
+    cdef Py_ssize_t line = job.tile * BLOCK_TILES, step = job.planes * job.width
+    cdef Py_ssize_t runs, k, r, y, columns, tile
+    cdef real* plane
     runs = cut_tiles(job, block, run)
     memset(spoiled, 0, sizeof(spoiled))
     for k in range(m1 - m0):
@@ -353,17 +372,23 @@ cdef void winograd_part(const Winograd* job, Py_ssize_t group, Py_ssize_t first,
                         const real* weights, const real* u, const real* v, const real* bias, bint relu, real* out,
                         char* scratch) noexcept nogil:
     """One block of output channels for blocks [first, last) of tiles; v is of the first."""
-    cdef Py_ssize_t p0 = first_panel(job, part), p1 = first_panel(job, part + 1), panel, block
+    cdef Py_ssize_t p0 = first_panel(job, part), p1 = first_panel(job, part + 1), panel, block, piece, c0, c1
     cdef const real* mine = u + p0 * job.u_panel
-    cdef real* own
-    if not job.kept:
-        own = <real*> (scratch + job.m_bytes + job.line_bytes + job.half_bytes + job.run_bytes)
-        for panel in range(p0, p1):
-            transform_filters(job, panel, weights, own + (panel - p0) * job.u_panel)
+    cdef real* m = <real*> scratch
+    cdef real* own = <real*> (scratch + job.m_bytes + job.line_bytes + job.half_bytes + job.run_bytes)
+    if job.kept:
+        own = NULL
+    else:
         mine = own
-    for block in range(first, last):
-        multiply_block(job, group, block, p0 * FC_PANEL, least(p1 * FC_PANEL, job.rows), mine,
-                       v + (block - first) * job.v_block, bias, relu, out, scratch)
+    for piece in range(job.pieces):  # there are several for a single block of tiles only
+        c0, c1 = job.sources * piece // job.pieces, job.sources * (piece + 1) // job.pieces
+        if own != NULL:
+            for panel in range(p0, p1):
+                transform_filters(job, panel, c0, c1 - c0, weights, own + (panel - p0) * job.u_panel)
+        for block in range(first, last):
+            multiply_block(job, block, p1 - p0, c0, c1 - c0, mine, v + (block - first) * job.v_block, m)
+            if piece == job.pieces - 1:
+                transform_output(job, group, block, p0 * FC_PANEL, least(p1 * FC_PANEL, job.rows), bias, relu, out, scratch)
 
 
 cdef void winograd_block(const Winograd* job, Py_ssize_t group, Py_ssize_t block, const real* source, const real* weights,
@@ -389,7 +414,7 @@ cdef void run_winograd(Winograd* job, const real* source, const real* weights, c
     for group in range(job.groups):
         if job.kept and not job.given:
             for item in prange(job.panels, num_threads=threads, schedule="static"):
-                transform_filters(job, item, weights, own + item * job.u_panel)
+                transform_filters(job, item, 0, job.sources, weights, own + item * job.u_panel)
         first = 0
         if job.apart:
             for item in prange(job.blocks, num_threads=threads, schedule="dynamic"):
@@ -453,27 +478,30 @@ cdef int winograd_pack_of(int tile, cnp.ndarray weight, object geometry, cnp.nda
         plan_winograd(&job, &v, False, tile, True, sizeof(real), 1)
         for group in range(job.groups):
             for panel in range(job.panels):
-                transform_filters(&job, panel, weights, u)
+                transform_filters(&job, panel, 0, job.sources, weights, u)
                 u += job.u_panel
             weights += job.rows * job.sources * job.filter * job.filter
     return 0
 
 
 def winograd_convolve(int tile, cnp.ndarray source, cnp.ndarray weight, packed, bias, bint relu, bint backward, geometry,
-                      cnp.ndarray out, cnp.ndarray scratch, int threads):
+                      cnp.ndarray out, Py_ssize_t result_bytes, cnp.ndarray scratch, int threads):
     """conv2d of x, or with `backward` its gradient from dout, of float32 or float64 arrays into `out`.
 
-    `packed` is None, or what winograd_pack made of `weight` for the same tile. Returns None, or (batch, rows of tiles) flags:
+    `packed` is None, or what winograd_pack made of `weight` for the same tile; `out` may be a part of a result of
+    `result_bytes`. Returns None, or (batch, rows of tiles) flags:
     where one is set, something is not finite, and these rows of `out` are not what the definition gives.
     """
     if source.descr.itemsize == 4:
-        return winograd_of[float](tile, source, weight, packed, bias, relu, backward, geometry, out, scratch, threads)
-    return winograd_of[double](tile, source, weight, packed, bias, relu, backward, geometry, out, scratch, threads)
+        return winograd_of[float](tile, source, weight, packed, bias, relu, backward, geometry, out, result_bytes, scratch,
+                                  threads)
+    return winograd_of[double](tile, source, weight, packed, bias, relu, backward, geometry, out, result_bytes, scratch,
+                               threads)
 
 
 cdef object winograd_of(int tile, cnp.ndarray source, cnp.ndarray weight, object packed, object bias, bint relu,
-                        bint backward, object geometry, cnp.ndarray out, cnp.ndarray scratch, int threads,
-                        real* dtype=NULL):
+                        bint backward, object geometry, cnp.ndarray out, Py_ssize_t result_bytes, cnp.ndarray scratch,
+                        int threads, real* dtype=NULL):
     cdef Window v = read_conv(geometry)
     cdef Winograd job
     cdef const real* b = NULL
@@ -486,6 +514,7 @@ cdef object winograd_of(int tile, cnp.ndarray source, cnp.ndarray weight, object
         u = <const real*> cnp.PyArray_DATA(<cnp.ndarray> packed)
     with nogil:
         plan_winograd(&job, &v, backward, tile, u != NULL, sizeof(real), threads)
+        job.past_caches = result_bytes >= FC_STREAM_BYTES
         run_winograd(&job, <const real*> cnp.PyArray_DATA(source), <const real*> cnp.PyArray_DATA(weight), u, b, relu,
                      <real*> cnp.PyArray_DATA(out), <char*> cnp.PyArray_DATA(scratch), threads)
     shape[0], shape[1] = job.batch, job.tiles_h
