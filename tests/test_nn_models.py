@@ -226,6 +226,41 @@ def test_a_relu_behind_a_convolution_is_done_by_it(rng: np.random.Generator) -> 
         np.testing.assert_allclose(got[name], gradient, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("pool", [(2,), (3, 2, 1), (3, 1)], ids=str)
+def test_a_pooling_behind_a_relu_does_its_gradient(pool: tuple[int, ...], rng: np.random.Generator) -> None:
+    """Bit for bit what the two give one by one, with NaN and with windows that overlap, too; and y is let go."""
+    relu, pooling = nn.Relu(), nn.MaxPool2d(*pool)
+    x = rng.standard_normal((3, 5, 8, 8), dtype=np.float32) - 0.8  # the maximum of some windows is 0
+    x[1, 0, 4, 4] = np.nan
+    y = relu.forward(x)
+    out = pooling.forward(y)
+    dout = rng.standard_normal(out.shape, dtype=np.float32)
+    alone = relu.backward(pooling.backward(dout))
+    np.testing.assert_array_equal(pooling.forward_rectified(y, relu), out)
+    assert relu._y is None  # so much memory that is free until the backward pass
+    np.testing.assert_array_equal(relu.backward(pooling.backward(dout)), alone)
+    assert (out == 0).any()
+    assert alone[1, 0, 4, 4] != 0
+    pooling.forward(relu.forward(x))  # as before
+    np.testing.assert_array_equal(relu.backward(pooling.backward(dout)), alone)
+
+
+def test_a_pooling_with_a_pass_of_its_own_leaves_the_relu_alone(rng: np.random.Generator) -> None:
+    class Loud(nn.MaxPool2d):
+        def backward(self, dout: Any) -> Any:
+            return super().backward(dout)
+
+    def build(pool: type[nn.MaxPool2d]) -> nn.Sequential:
+        return nn.Sequential([nn.Conv2d(1, 4, 3, seed=0), nn.Relu(), pool(2), nn.Flatten(), nn.Affine(36, 3, seed=2)],
+                             input_dim=(1, 8, 8))
+
+    x, t = rng.standard_normal((3, 1, 8, 8), dtype=np.float32), np.array([0, 1, 2])
+    networks = build(nn.MaxPool2d), build(Loud)
+    for name, gradient in networks[0].gradient(x, t).items():
+        np.testing.assert_array_equal(gradient, networks[1].gradient(x, t)[name.replace("MaxPool2d", "Loud")])
+    assert [list(network.layers.values())[1]._y is None for network in networks] == [True, False]
+
+
 def test_alexnet_in_small() -> None:
     network = nn.AlexNet((3, 67, 67), classes=5, hidden_size=20, seed=0, dtype=np.float64)
     rng = np.random.default_rng(0)

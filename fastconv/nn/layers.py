@@ -244,7 +244,8 @@ def _check_pool(kernel_size: Any, stride: Any, padding: Any, dilation: Any, ceil
 class MaxPool2d(Layer):
     """Maximum of each window, by :func:`fastconv.max_pool2d`, whose parameters it has.
 
-    Between `forward` and `backward` the layer keeps the indices of the maxima, and no input.
+    Between `forward` and `backward` the layer keeps the indices of the maxima, and no input; behind a ReLU of a network
+    its output, too.
     """
 
     def __init__(self, kernel_size: Any, stride: Any = None, padding: Any = 0, dilation: Any = 1,
@@ -254,11 +255,12 @@ class MaxPool2d(Layer):
         self.kernel_size, self.stride, self.padding = kernel_size, stride, padding
         self.dilation, self.ceil_mode = dilation, ceil_mode
         self._indices: Array | None = None
+        self._rectified: Array | None = None
         self._input_shape: tuple[int, ...] = ()
 
     def forward(self, x: npt.ArrayLike) -> Array:
         """Return the maxima of `x` (N, C, H, W): (N, C, OH, OW)."""
-        x = np.asarray(x)
+        x, self._rectified = np.asarray(x), None
         if not self.training:
             self._indices = None
             return max_pool2d(x, self.kernel_size, self.stride, self.padding, self.dilation, self.ceil_mode)
@@ -267,8 +269,22 @@ class MaxPool2d(Layer):
         self._input_shape = x.shape
         return out
 
+    def forward_rectified(self, y: npt.ArrayLike, relu: Relu) -> Array:
+        """`forward` of the ReLU's output `y`; `backward` then does the ReLU's, too.
+
+        The gradient reaches `y` where the maxima are, and there the ReLU asks for the sign of what the maxima are: of
+        this layer's output, which has a fraction of the cells.
+        """
+        out = self.forward(y)
+        if self.training:
+            self._rectified = out
+            relu.leave_gradient()
+        return out
+
     def backward(self, dout: npt.ArrayLike) -> Array:
         """Return `dout` put at the place of each maximum."""
+        if self._rectified is not None:
+            dout = relu_backward(dout, self._rectified)
         return max_pool2d_backward(dout, self._kept(self._indices), self._input_shape)
 
     def describe(self) -> str:
@@ -316,6 +332,7 @@ class Relu(Layer):
     def __init__(self) -> None:
         super().__init__()
         self._y: Array | None = None
+        self._left = False
 
     def forward(self, x: npt.ArrayLike) -> Array:
         """Return ``max(x, 0)``."""
@@ -323,12 +340,16 @@ class Relu(Layer):
 
     def rectified(self, y: Array) -> Array:
         """The rest of a `forward` whose ``max(x, 0)`` is done: the layer before made `y` in one go."""
-        self._y = y if self.training else None
+        self._y, self._left = y if self.training else None, False
         return y
+
+    def leave_gradient(self) -> None:
+        """The layer behind does this one's part of the backward pass: it need not keep its output."""
+        self._y, self._left = None, True
 
     def backward(self, dout: npt.ArrayLike) -> Array:
         """Return `dout`, zero where `x` was at most 0."""
-        return relu_backward(dout, self._kept(self._y))
+        return np.asarray(dout) if self._left else relu_backward(dout, self._kept(self._y))
 
 
 class Sigmoid(Layer):

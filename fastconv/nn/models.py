@@ -132,14 +132,18 @@ class Network:
     def _scores(self, x: npt.ArrayLike, training: bool) -> Array:
         out = self._checked_input(x)
         parts = [part for _, part in self._parts(training)]
+        before: Layer | None = None
         while parts:
             part = parts.pop(0)
             if parts and isinstance(part, Conv2d) and isinstance(parts[0], Relu) and _fuse(part, parts[0]):
                 # while the sums are in registers: a pass over memory less
-                out = parts[0].rectified(part.forward_relu(out))
+                out, part = parts[0].rectified(part.forward_relu(out)), parts[0]
                 del parts[0]
+            elif isinstance(before, Relu) and isinstance(part, MaxPool2d) and _fold(before, part):
+                out = part.forward_rectified(out, before)  # and another one less in the backward pass
             else:
                 out = part.forward(out)
+            before = part
         return out
 
     def predict(self, x: npt.ArrayLike, batch_size: int | None = None) -> Array:
@@ -282,6 +286,12 @@ class Network:
 def _fuse(convolution: Conv2d, relu: Relu) -> bool:
     """Whether the convolution can do the work of the ReLU behind it: neither has a `forward` of its own."""
     return type(convolution).forward is Conv2d.forward and type(relu).forward is Relu.forward
+
+
+def _fold(relu: Relu, pool: MaxPool2d) -> bool:
+    """Whether the pooling can do the backward pass of the ReLU before it: neither has one of its own."""
+    return (type(relu).backward is Relu.backward and type(pool).forward is MaxPool2d.forward
+            and type(pool).backward is MaxPool2d.backward)
 
 
 class Sequential(Network):
