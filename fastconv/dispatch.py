@@ -285,7 +285,7 @@ _TURN = 2.5  # backward data: to turn one weight, which pays where many pixels u
 _GATHER = 25.0  # implicit GEMM's backward data: to store a vector of columns and to gather it
 _COLUMNS = 65536  # pixels times taps beyond which that cuts an image into bands, which overlap
 _WINDOW, _PIXEL = 3.0, 0.5  # implicit GEMM's backward weight: to pack a vector of a window, and to turn a cell of a pixel
-_INEXACT = 1.1  # Winograd: it must win by so much, because its error is larger
+_INEXACT = 1.05  # Winograd: it must win by so much, because its error is larger
 _COLUMN = 100.0  # im2col: to write a term's pixels to memory and read them again
 
 

@@ -35,7 +35,7 @@ LANES = 16
 # tile of a channel, and one cell of a tile back, for vectors of tiles; to read one tap of a filter, and to make one cell of
 # it; and to fetch one cell of a filter for a product.
 _CALL = 100_000
-_TO_TILES, _FROM_TILES, _TAP, _FILTER, _FETCH = 1.0, 0.5, 0.55, 0.25, 0.2
+_TO_TILES, _FROM_TILES, _TAP, _FILTER, _FETCH = 1.0, 0.5, 0.45, 0.2, 0.1
 _CELL, _TAPS = 2.5, 15.0  # to copy a cell of an image to its phase, and a tap of a filter
 _PIXEL = 1.1  # to write a pixel to memory
 _TO_GRADIENT_TILES, _GRADIENT = 1.4, 28.0  # F(3x3, 4x4): one cell of a tile of a channel, and one filter's gradient
@@ -121,7 +121,7 @@ def cost(operation: str, geometry: Conv2dGeometry, tile: int) -> float:
     cells = (tile + geometry.kernel[0] - 1) ** 2
     vectors = -(-max(geometry.batch, 1) * -(-height // tile) * -(-width // tile) // LANES)
     # one vector of tiles leaves the FMA units waiting for loads
-    work = cells * rows * sources * vectors * (1.2 if vectors == 1 else 1.0)
+    work = cells * rows * sources * vectors * (1.15 if vectors == 1 else 1.0)
     work += cells * LANES * vectors * (_TO_TILES * sources + _FROM_TILES * rows)
     work += _PIXEL * max(geometry.batch, 1) * height * width * rows
     work += rows * sources * (cells * _FETCH + (0 if operation == "packed" else geometry.taps * _TAP + cells * _FILTER))
