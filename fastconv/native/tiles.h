@@ -316,8 +316,9 @@ FC_INLINE void FC_NAME(copy_rows)(FC_T *to, ptrdiff_t length, ptrdiff_t rows, pt
         }
         if (vector) {
             for (; i + LANES <= count && from + (i + LANES) * step <= end; i += LANES) {
-                if (vector == 1)
-                    __builtin_prefetch(from + i + ahead);
+                if (vector <= 2)
+                    for (int k = 0; k < vector; k++)
+                        __builtin_prefetch(from + i * step + k * LANES + ahead);
                 *(UVEC *)(at + i) = FC_NAME(take_vector)(from + i * step, vector);
             }
             /* the rest with one vector that ends where the row does */
