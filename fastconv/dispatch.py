@@ -284,7 +284,8 @@ _SPREAD = 0.4  # direct backward data: pixels of one parity class are few, and a
 _TURN = 2.5  # backward data: to turn one weight, which pays where many pixels use it
 _GATHER = 25.0  # implicit GEMM's backward data: to store a vector of columns and to gather it
 _COLUMNS = 65536  # pixels times taps beyond which that cuts an image into bands, which overlap
-_WINDOW, _PIXEL = 3.0, 0.5  # implicit GEMM's backward weight: to pack a vector of a window, and to turn a cell of a pixel
+_WINDOW, _PIXEL = 3.0, 0.5  # implicit GEMM's backward weight: to pack a vector of a window, and to turn a cell of a pixel,
+_WEIGHT, _SHORT = 2.4, 1.1  # to write a weight's gradient to memory and turn it; its sums are short
 _INEXACT = 1.05  # Winograd: it must win by so much, because its error is larger
 _COLUMN = 100.0  # im2col: to write a term's pixels to memory and read them again
 
@@ -297,7 +298,8 @@ def estimate(algorithm: str, operation: str, geometry: Conv2dGeometry) -> float:
     if operation == "backward_data":
         terms, rows = rows * geometry.taps, geometry.channels // geometry.groups
         height, width = (-(-n // s) for n, s in zip(geometry.in_size, geometry.stride, strict=True))
-    turn = _TURN * _LANES / (max(geometry.batch, 1) * geometry.positions)
+    pixels = max(geometry.batch, 1) * geometry.positions
+    turn, weight = _TURN * _LANES / pixels, _WEIGHT * _LANES / pixels
     if algorithm == "im2col":
         return 1 + (_COLUMN + _OUT) / (_PANEL_FMAS * rows)
     if algorithm == "direct":
@@ -307,7 +309,7 @@ def estimate(algorithm: str, operation: str, geometry: Conv2dGeometry) -> float:
         if rows <= 2:  # row by row: nothing between rows, nothing by way of scratch
             return _SINGLE if operation == "backward_data" else 1.0
         if operation == "backward_weight":
-            return _ACROSS * waste + _SPARSE * (geometry.stride != (1, 1) or geometry.taps == 1)
+            return _ACROSS * waste + _SPARSE * (geometry.stride != (1, 1) or geometry.taps == 1) + weight
         copies = geometry.kernel[1] * (height + (geometry.kernel[0] - 1) * geometry.dilation[0] // geometry.stride[0])
         if (operation in ("forward", PACKED) and geometry.stride[1] == 1 and _UNROLLED_PART * (length - width) >= width
                 and terms // geometry.taps * copies * width * 4 <= _UNROLLED_BYTES):  # a copy for each column of taps
@@ -334,8 +336,7 @@ def estimate(algorithm: str, operation: str, geometry: Conv2dGeometry) -> float:
             pack = _WINDOW * (apart + runs)
             fmas = min(apart * rows, together * rows + pack)
             cells = math.prod(s if k > 1 else 1 for s, k in zip(geometry.stride, geometry.kernel, strict=True))
-            return (fmas + _PIXEL * (channels * cells + rows)) / (rows * terms / _LANES)
-        pixels = max(geometry.batch, 1) * height * width
+            return (_SHORT * fmas + _PIXEL * (channels * cells + rows)) / (rows * terms / _LANES) + weight
         rest = pixels % _LANES
         whole = pixels - rest
         if rest <= _LANES // 4:  # a few pixels behind the last whole vector

@@ -31,14 +31,15 @@ _GRADIENT_CELLS, _GRADIENT_BLOCK = 36, 128
 LANES = 16
 
 # In the unit of one FMA instruction, between what fits a Zen 4 (64 geometries, within a third) and a Zen 5, where an FMA takes
-# half the time and memory as long: to begin a call and to end it; to transform one cell of a
-# tile of a channel, and one cell of a tile back, for vectors of tiles; to read one tap of a filter, and to make one cell of
-# it; and to fetch one cell of a filter for a product.
+# half the time and memory as long: to begin a call and to end it; to transform one cell of a tile of a channel, and one cell
+# of a tile back, for vectors of tiles; to read one tap of a filter, and to make one cell of it; and to fetch one cell of a
+# filter for a product.
 _CALL = 100_000
-_TO_TILES, _FROM_TILES, _TAP, _FILTER, _FETCH = 1.0, 0.5, 0.45, 0.2, 0.1
+_TO_TILES = {4: 1.0, 3: 1.1, 2: 1.4}  # by the tile: the smaller it is, the more vectors are taken apart for a cell
+_FROM_TILES, _TAP, _FILTER, _FETCH = 0.5, 0.45, 0.2, 0.1
 _CELL, _TAPS = 2.5, 15.0  # to copy a cell of an image to its phase, and a tap of a filter
 _PIXEL = 1.1  # to write a pixel to memory
-_TO_GRADIENT_TILES, _GRADIENT = 1.4, 28.0  # F(3x3, 4x4): one cell of a tile of a channel, and one filter's gradient
+_TO_GRADIENT_TILES, _GRADIENT = 1.1, 28.0  # F(3x3, 4x4): one cell of a tile of a channel, and one filter's gradient
 
 #: Elements of the phases that are there at a time: of so many images as they have room for, or of one.
 PHASE_ELEMENTS = 2**20
@@ -122,7 +123,7 @@ def cost(operation: str, geometry: Conv2dGeometry, tile: int) -> float:
     vectors = -(-max(geometry.batch, 1) * -(-height // tile) * -(-width // tile) // LANES)
     # one vector of tiles leaves the FMA units waiting for loads
     work = cells * rows * sources * vectors * (1.15 if vectors == 1 else 1.0)
-    work += cells * LANES * vectors * (_TO_TILES * sources + _FROM_TILES * rows)
+    work += cells * LANES * vectors * (_TO_TILES[tile] * sources + _FROM_TILES * rows)
     work += _PIXEL * max(geometry.batch, 1) * height * width * rows
     work += rows * sources * (cells * _FETCH + (0 if operation == "packed" else geometry.taps * _TAP + cells * _FILTER))
     return work * geometry.groups + _CALL
