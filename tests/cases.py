@@ -184,6 +184,9 @@ CONV_CASES = (
     ConvCase("channels70", (1, 70, 6, 9), (5, 70, 3, 3), padding=1),
     ConvCase("channels130-filters50", (1, 130, 5, 7), (50, 130, 3, 3), padding=1),
     ConvCase("channels70-stride2", (2, 70, 7, 9), (6, 70, 3, 3), stride=2, padding=1),
+    # blocks of pixels end close to the end of all: vectors behind the last run but one must not reach beyond the array
+    ConvCase("images29-kernel1", (29, 3, 3, 3), (4, 3, 1, 1)),
+    ConvCase("images5-kernel1-groups2", (5, 6, 8, 8), (4, 3, 1, 1), groups=2),
     ConvCase("channels300-kernel1", (2, 300, 4, 5), (17, 300, 1, 1), core=True),
     ConvCase("channels530-kernel1-stride2", (1, 530, 5, 5), (13, 530, 1, 1), stride=2),
     ConvCase("channels24-filters150", (1, 24, 6, 6), (150, 24, 3, 3), padding=1),

@@ -6,7 +6,8 @@
 # end of a network fill whole tiles together. For each block and each chunk of channels: copy the rows that the block sees
 # into the padded, phase-split flat layout of direct.pxi (which turns padding, stride and dilation into plain offsets);
 # pack the panels from it, leaving out the positions between rows; and multiply with the micro-kernel of the direct
-# convolution, whose offset table is now simply r*NR.
+# convolution, whose offset table is now simply r*NR. Of 1x1 filters with stride 1 the image is the column matrix already:
+# there panels are packed from the image itself.
 #
 # Against the direct convolution: no work on positions between rows ((L - OW)/L of it) and none in half-empty tiles at the
 # end of an image; but a copy of KH*KW elements for each of the image's, worth it where the filters are many (each packed
@@ -24,8 +25,8 @@ cdef extern from "simd.h" nogil:
         ptrdiff_t from_ "from"
         ptrdiff_t to
         ptrdiff_t count
-    void fc_pack_runs_f32(float*, ptrdiff_t, const float*, const ptrdiff_t*, ptrdiff_t, const fc_run*, ptrdiff_t)
-    void fc_pack_runs_f64(double*, ptrdiff_t, const double*, const ptrdiff_t*, ptrdiff_t, const fc_run*, ptrdiff_t)
+    void fc_pack_runs_f32(float*, ptrdiff_t, const float*, const ptrdiff_t*, ptrdiff_t, const fc_run*, ptrdiff_t, ptrdiff_t)
+    void fc_pack_runs_f64(double*, ptrdiff_t, const double*, const ptrdiff_t*, ptrdiff_t, const fc_run*, ptrdiff_t, ptrdiff_t)
     void fc_dots_f32(ptrdiff_t, ptrdiff_t, const float*, ptrdiff_t, const float*, ptrdiff_t, float*, ptrdiff_t,
                      const float*, int)
     void fc_dots_f64(ptrdiff_t, ptrdiff_t, const double*, ptrdiff_t, const double*, ptrdiff_t, double*, ptrdiff_t,
@@ -54,14 +55,16 @@ cdef struct Gemm:
     Py_ssize_t parts                 # blocks of output channels
     Py_ssize_t segments              # the most segments of a block
     Py_ssize_t rest                  # pixels at the end of all that are inner products
+    bint plain                       # panels come from the image itself
     bint past_caches                 # the output is too large to be found in a cache when it is needed
     ptrdiff_t* offset                # in the flat copy
     ptrdiff_t* panel_offset          # in a panel
+    ptrdiff_t* image_offset          # of the channels of an image, for 1x1 filters
     Py_ssize_t flat_bytes, panel_bytes, rest_bytes, sum_bytes, run_bytes, thread_bytes
 
 
 cdef Py_ssize_t gemm_tables(const Gemm* job, const Window* v) noexcept nogil:
-    return aligned((2 * job.chunk * job.taps + tap_tables(v)) * sizeof(Py_ssize_t))
+    return aligned((3 * job.chunk * job.taps + tap_tables(v)) * sizeof(Py_ssize_t))
 
 
 cdef void set_block(Gemm* job, Py_ssize_t panels) noexcept nogil:
@@ -86,6 +89,7 @@ cdef void plan_gemm(Gemm* job, const Window* v, Py_ssize_t itemsize, Py_ssize_t 
     job.batch, job.groups, job.sources, job.rows = direct.batch, direct.groups, direct.sources, direct.rows
     job.past_caches = direct.past_caches
     job.taps = v.kh * v.kw
+    job.plain = job.taps == 1 and v.sh == 1 and v.sw == 1 and v.oh == v.h and v.ow == v.w
     job.out_w, job.pixels = direct.out_w, direct.out_h * direct.out_w
     job.width = FC_TILE_VECTORS * FC_VECTOR_BYTES // itemsize
     chunks = ceil_div(job.sources, most(CHUNK_TERMS // job.taps, 1))
@@ -121,8 +125,10 @@ cdef void plan_gemm(Gemm* job, const Window* v, Py_ssize_t itemsize, Py_ssize_t 
         return
     job.offset = fill_tap_tables(f, v, job.chunk, tables)
     job.panel_offset = job.offset + job.chunk * job.taps
+    job.image_offset = job.panel_offset + job.chunk * job.taps
     for i in range(job.chunk * job.taps):
         job.panel_offset[i] = i * job.width
+        job.image_offset[i] = i * job.pixels
 
 
 cdef Py_ssize_t cut_segments(const Gemm* job, Py_ssize_t start, Py_ssize_t stop, Segment* segment) noexcept nogil:
@@ -136,6 +142,19 @@ cdef Py_ssize_t cut_segments(const Gemm* job, Py_ssize_t start, Py_ssize_t stop,
         start += segment[count].stop - segment[count].first
         row += (segment[count].stop - 1) // job.out_w - segment[count].first // job.out_w + 1 + job.flat.halo
         count += 1
+    return count
+
+
+cdef Py_ssize_t cut_images(const Gemm* job, Py_ssize_t start, Py_ssize_t stop, fc_run* run) noexcept nogil:
+    """The runs of the image's first channel that hold pixels [start, stop) of all images, and their places in the panel."""
+    cdef Py_ssize_t count = 0, pixel = start, length
+    while pixel < stop:
+        length = least(stop - pixel, job.pixels - pixel % job.pixels)
+        run[count].from_ = pixel // job.pixels * job.groups * job.sources * job.pixels + pixel % job.pixels
+        run[count].to = pixel - start
+        run[count].count = length
+        count += 1
+        pixel += length
     return count
 
 
@@ -189,12 +208,19 @@ cdef void gemm_item(const Gemm* job, Py_ssize_t item, const real* source, const 
     cdef const real* offsets
     cdef real* to
     cdef int flags, whole_flags, how
+    cdef const real* seen = flat
+    cdef const ptrdiff_t* offset = job.offset
+    cdef Py_ssize_t ahead = 0
+    # Whole vectors of a run are read: those at the end of the last image must not reach beyond it.
+    cdef bint plain = job.plain and (start + count + lanes <= job.batch * job.pixels or job.pixels % lanes == 0)
 
     c0 = 0
     while c0 < job.sources:
         channels = least(job.chunk, job.sources - c0)
         terms = channels * job.taps
-        for s in range(segments):
+        if plain:
+            seen, offset, ahead = source + (group * job.sources + c0) * job.pixels, job.image_offset, job.width
+        for s in range(0 if plain else segments):
             fill_flat(f, flat + segment[s].row * f.length,
                       source + ((segment[s].image * job.groups + group) * job.sources + c0) * f.h * f.w, channels,
                       f.first + segment[s].first // job.out_w,
@@ -207,11 +233,14 @@ cdef void gemm_item(const Gemm* job, Py_ssize_t item, const real* source, const 
         while p0 < panels:
             p1 = least(p0 + PANELS, panels)
             for p in range(p0, p1):
-                runs = cut_runs(job, segment, segments, p * job.width, least((p + 1) * job.width, count), run)
-                if real is float:
-                    fc_pack_runs_f32(panel + (p - p0) * panel_items, job.width, flat, job.offset, terms, run, runs)
+                if plain:
+                    runs = cut_images(job, start + p * job.width, start + least((p + 1) * job.width, count), run)
                 else:
-                    fc_pack_runs_f64(panel + (p - p0) * panel_items, job.width, flat, job.offset, terms, run, runs)
+                    runs = cut_runs(job, segment, segments, p * job.width, least((p + 1) * job.width, count), run)
+                if real is float:
+                    fc_pack_runs_f32(panel + (p - p0) * panel_items, job.width, seen, offset, terms, run, runs, ahead)
+                else:
+                    fc_pack_runs_f64(panel + (p - p0) * panel_items, job.width, seen, offset, terms, run, runs, ahead)
             if p1 == panels:  # the panel with the last pixels is the last one
                 for i in range(rest):
                     for s in range(terms):

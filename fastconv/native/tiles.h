@@ -518,9 +518,10 @@ static void FC_NAME(plane_rows)(ptrdiff_t rows, ptrdiff_t width, ptrdiff_t filte
 /* Packs one panel: row r of `to` (rows are `width` apart) is the runs of flat + offset[r], one behind the other.
  *
  * Whole vectors are copied, so up to LANES - 1 elements behind a run are read (the flat copy has that much slack) and
- * written (the next run, or the next row, overwrites them). */
+ * written (the next run, or the next row, overwrites them). Cells `ahead` of those that are read are prefetched, if it is
+ * not 0. */
 static void FC_NAME(pack_runs)(FC_T *to, ptrdiff_t width, const FC_T *flat, const ptrdiff_t *offset, ptrdiff_t rows,
-                               const fc_run *run, ptrdiff_t runs)
+                               const fc_run *run, ptrdiff_t runs, ptrdiff_t ahead)
 {
     for (ptrdiff_t r = 0; r < rows; r++) {
         const FC_T *row = flat + offset[r];
@@ -528,8 +529,11 @@ static void FC_NAME(pack_runs)(FC_T *to, ptrdiff_t width, const FC_T *flat, cons
         for (ptrdiff_t i = 0; i < runs; i++) {
             const FC_T *source = row + run[i].from;
             FC_T *target = at + run[i].to;
-            for (ptrdiff_t k = 0; k < run[i].count; k += LANES)
+            for (ptrdiff_t k = 0; k < run[i].count; k += LANES) {
+                if (ahead)
+                    __builtin_prefetch(source + k + ahead);
                 *(UVEC *)(target + k) = *(const UVEC *)(source + k);
+            }
         }
     }
 }
