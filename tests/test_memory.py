@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 import pytest
 from arrays import byte_swapped, misaligned, read_only
+from processes import output_of
 
 import fastconv
 from fastconv import dispatch, functional, memory
@@ -406,6 +407,58 @@ def test_a_block_goes_from_thread_to_thread(recycler):
     del result
     with ThreadPoolExecutor(1) as pool:
         assert pool.submit(lambda: address(large(8.0))).result() == where
+
+
+@needs_extensions
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
+def test_a_fork_while_another_thread_takes_and_leaves_blocks():
+    """The child can take blocks, whatever the other threads, which it does not have, were doing when it was forked.
+
+    Here they call the allocator without the GIL, as threads of a free-threaded Python do.
+    """
+    printed = output_of("""
+    import ctypes, os, signal, sys, threading, warnings
+    import numpy as np
+    from fastconv import memory
+    warnings.simplefilter("ignore", DeprecationWarning)  # of fork in a process with threads: what this is about
+
+    class Handler(ctypes.Structure):  # PyDataMem_Handler
+        _fields_ = [("name", ctypes.c_char * 127), ("version", ctypes.c_uint8), ("context", ctypes.c_void_p),
+                    ("malloc", ctypes.CFUNCTYPE(ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t)),
+                    ("calloc", ctypes.c_void_p), ("realloc", ctypes.c_void_p),
+                    ("free", ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t))]
+
+    pointer_of = ctypes.pythonapi.PyCapsule_GetPointer
+    pointer_of.restype, pointer_of.argtypes = ctypes.c_void_p, [ctypes.py_object, ctypes.c_char_p]
+    handler = Handler.from_address(pointer_of(memory._recycler().handler(), b"mem_handler"))
+    assert handler.name == b"fastconv"
+    over = threading.Event()
+
+    def work():
+        while not over.is_set():
+            handler.free(None, handler.malloc(None, 2**18), 2**18)
+
+    workers = [threading.Thread(target=work) for _ in range(3)]
+    for worker in workers: worker.start()
+    hung = 0
+    for _ in range(300):
+        pid = os.fork()
+        if pid == 0:
+            signal.alarm(20)
+            for value in range(3):
+                result = memory.empty("a result", (2**17,), np.float32)
+                result.fill(value)
+            os._exit(0 if (result == 2).all() else 2)
+        status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+        assert status in (0, -signal.SIGALRM), status
+        hung += status != 0
+        if hung:
+            break
+    over.set()
+    for worker in workers: worker.join()
+    print("a child hung" if hung else "no child hung")
+    """)
+    assert printed == "no child hung\n"
 
 
 def traced_bytes() -> int:

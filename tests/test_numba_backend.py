@@ -369,6 +369,33 @@ print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
 
 
 @needs_numba
+@needs_fork
+def test_a_fork_while_another_thread_compiles(tmp_path):
+    """It waits for the compiler's lock, which nobody would open in the child."""
+    printed = run_script("""
+import os, signal, threading
+import numpy as np
+import fastconv
+from fastconv.jit import im2col  # what is being imported while a process forks is never there in the child
+from numba.core.compiler_lock import global_compiler_lock
+fastconv.options(backend="numba", num_threads=1)
+x = np.arange(64, dtype="f4").reshape(1, 1, 8, 8)
+worker = threading.Thread(target=lambda: fastconv.im2col(x, 2, 2))
+worker.start()
+while global_compiler_lock._lock.acquire(blocking=False):  # until it compiles
+    global_compiler_lock._lock.release()
+pid = os.fork()
+if pid == 0:
+    signal.alarm(60)
+    os._exit(0 if fastconv.im2col(x, 2, 2)[-1, -1] == 63 else 2)
+status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+worker.join()
+print("the child hung" if status == -signal.SIGALRM else status)
+""", NUMBA_CACHE_DIR=str(tmp_path))
+    assert printed == "0\n"
+
+
+@needs_numba
 def test_more_threads_than_the_pool_has():
     printed = script("""
 import numba

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import importlib
 import os
+import sys
 import threading
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
@@ -132,12 +133,23 @@ _pool_lost = False
 def _after_fork() -> None:
     # The pool's threads stay behind in the parent. GNU OpenMP's layer would end the child that goes parallel, the other
     # layers start anew or not, depending on their versions: a child whose parent had a pool works without one.
-    global _pool_lost
+    global _pool_lost, _workqueue_lock
     _pool_lost = _pool_lost or _pool_started
+    _workqueue_lock = threading.RLock()  # whoever held it is no more, here and below
+    for kernel in KERNELS:
+        kernel._lock = threading.RLock()
+
+
+def _watch_forks() -> None:
+    """Let a fork wait until no other thread compiles: the child would wait for Numba's lock for ever."""
+    os.register_at_fork(after_in_child=_after_fork)
+    compiling = getattr(sys.modules.get("numba.core.compiler_lock"), "global_compiler_lock", None)
+    if compiling is not None:
+        os.register_at_fork(before=compiling.acquire, after_in_parent=compiling.release, after_in_child=compiling.release)
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_after_fork)
+    _watch_forks()
 
 
 def usable_workers(threads: int) -> int:

@@ -18,6 +18,9 @@ cdef extern from *:
     #include <stdint.h>
     #include <stdlib.h>
     #include <string.h>
+    #if !defined(_WIN32)
+    #include <pthread.h>
+    #endif
     #if defined(__linux__)
     #include <sys/mman.h>
     #endif
@@ -33,6 +36,17 @@ cdef extern from *:
 
     static void fc_enter(void) { while (__atomic_test_and_set(&fc_lock, __ATOMIC_ACQUIRE)) {} }
     static void fc_leave(void) { __atomic_clear(&fc_lock, __ATOMIC_RELEASE); }
+
+    /* A fork while another thread is in here would leave the child a lock that nobody opens, and half of a change: whoever
+     * forks waits until none is. (Where there is a GIL it does that; a free-threaded Python has none.) */
+    static int fc_watch_forks(void)
+    {
+    #if defined(_WIN32)
+        return 0;
+    #else
+        return pthread_atfork(fc_enter, fc_leave, fc_leave);
+    #endif
+    }
 
     static fc_header *fc_drop(int i)
     {
@@ -148,6 +162,7 @@ cdef extern from *:
     size_t fc_set_limit(size_t limit)
     void fc_trim(size_t limit)
     size_t fc_kept_bytes()
+    int fc_watch_forks()
 
 cdef extern from "Python.h":
     object PyCapsule_New(void* pointer, const char* name, void* destructor)
@@ -156,6 +171,9 @@ cdef extern from "numpy/arrayobject.h":
     object PyDataMem_SetHandler(object handler)
 
 cdef object _handler = PyCapsule_New(&fc_handler, "mem_handler", NULL)
+
+if fc_watch_forks():
+    raise MemoryError("no memory to watch forks with")
 
 
 def empty(shape, dtype):
@@ -175,6 +193,11 @@ def set_limit(size_t nbytes):
 def release():
     """Give all kept blocks back."""
     fc_trim(0)
+
+
+def handler():
+    """NumPy's capsule of the allocator (NEP 49): its functions need no GIL, which is how tests call them."""
+    return _handler
 
 
 def kept_bytes():
