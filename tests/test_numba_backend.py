@@ -604,6 +604,29 @@ def test_more_channels_than_are_turned_at_once(dtype, bypass, monkeypatch):
         np.testing.assert_allclose(back, reference.col2im(col, shape, kernel, kernel, stride, pad), rtol=1e-5, atol=1e-5)
 
 
+@needs_numba
+@pytest.mark.parametrize("dtype", ["f4", "f8"])
+@pytest.mark.parametrize("bypass", [False, True])
+def test_each_way_back_from_an_average(dtype, bypass, monkeypatch):
+    """Rows of whole lines and others, doubled or spread, put together on the stack or not, and one that nearly fills it."""
+    from fastconv import reference
+    from fastconv.jit import pooling
+
+    if bypass:
+        monkeypatch.setattr(pooling, "STREAM_BYTES", 0)
+    rng = np.random.default_rng(0)
+    for shape, parameters in (
+            ((2, 3, 8, 64), (2, 2)), ((3, 2, 6, 24), (2, 2)), ((2, 2, 4, 72), (2, 2)), ((1, 2, 3, 7), (2, 2, (1, 0))),
+            ((2, 2, 9, 33), (3, 2, 1)), ((2, 2, 8, 32), (3, 2, 1)), ((1, 3, 23, 224), (3, 2, 1)), ((2, 2, 7, 20), (3, 1, 1)),
+            ((2, 2, 7, 20), (3, 1, (2, 0), False, False)), ((2, 2, 10, 21), (2, 3)), ((2, 2, 11, 40), (4, (2, 3), 1))):
+        dout = rng.standard_normal(reference.avg_pool2d(np.zeros(shape, dtype), *parameters).shape).astype(dtype)
+        want = reference.avg_pool2d_backward(dout, shape, *parameters)
+        for threads in (1, 2):
+            with fastconv.options(backend="numba", num_threads=threads):
+                got = fastconv.avg_pool2d_backward(dout, shape, *parameters)
+            np.testing.assert_allclose(got, want, rtol=0, atol=np.abs(want).max() * (2e-6 if dtype == "f4" else 1e-12))
+
+
 # --- the cache on disk ------------------------------------------------------------------------------------------------
 
 STATISTICS = """

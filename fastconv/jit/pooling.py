@@ -1,11 +1,11 @@
 """Max and average pooling and their gradients, in Numba. Workers take planes (n, c); none touches another's.
 
 Planes are worked on in bands of rows, which stay in the first-level cache; a band may go on from one plane to the next.
-Windows are separable: the rows of a window are first folded into one row, then its columns; the gradient of an average is
-spread the other way round, and each row of the image is the sum of the rows of windows that see it. Rows are vectors of a
-line of cache, of which the last one may reach into the next row (:mod:`fastconv.jit.vectors`). Where a maximum's place is
-asked for, rows and columns are instead laid out as for direct convolution, so that each tap is one flat array, and taps
-compete in the order of rule 5.
+Windows are separable: the rows of a window are first folded into one row, then its columns. The gradient of an average is
+an average, too, if windows are one apart; else the shares of the rows of windows that see a row of the image are added up,
+and that one row is spread over the columns. Rows are vectors of a line of cache, of which the last one may reach into the
+next row (:mod:`fastconv.jit.vectors`). Where a maximum's place is asked for, rows and columns are instead laid out as for
+direct convolution, so that each tap is one flat array, and taps compete in the order of rule 5.
 
 What it compiles to (Numba 0.68 with LLVM 22, on AVX-512; from inspect_asm): maxima are vmaxps and sums vaddps of zmm, and
 at stride 2 a vpermt2ps for each column. vmaxps has its own idea of NaN, so there is a vcmpunordps with each, and a band
@@ -18,6 +18,7 @@ places are 32-bit numbers until they are stored. Strides beyond 2 gather, and ad
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import lru_cache
 
 import numpy as np
@@ -31,6 +32,7 @@ from .vectors import (
     STACK_BYTES,
     ask,
     between,
+    beyond_line,
     either,
     evens,
     fence,
@@ -52,6 +54,7 @@ from .vectors import (
     store,
     store_first,
     store_lane,
+    stream,
     times,
     where,
 )
@@ -62,8 +65,12 @@ STEP = 16                # cells of the longest vector
 _STEP = U(STEP)
 
 BAND = 6144              # cells of a band, with which everything stays in the first-level cache
+SPREAD = 2048           # cells of a band of a gradient: what they are made from stays there, too, and they fit the stack
 MOST_PLACES = 2**31 - 1  # cells of a plane whose indices fit 32 bits, as which they are faster
 MOST_FLAT = 2**17        # cells of a flat copy: larger windows than fit there have more work than loops have overhead
+
+#: Which way averages go; doubled: back from windows of 2x2 cells, two apart, which all cells are in.
+FORWARD, BACKWARD, DOUBLED = 0, 1, 2
 
 #: How a pooling is cut up, and the elements of a worker's pieces of scratch.
 POOLING = np.dtype([(name, np.int64) for name in (
@@ -468,26 +475,104 @@ def add_at(workers, dout, indices, places, cells, out):
 
 # --- average ----------------------------------------------------------------------------------------------------------
 
+@inlined
+def put(to, at, vector, count, limit, streams):
+    """to[at:at + count] = vector[:count], past the caches or with cells behind it that may be overwritten."""
+    if streams:
+        stream(to, at, vector)
+    else:
+        store_first(to, at, vector, count, limit)
+
+
 @part
-def share_rows(v, dout, at, y0, y1, to, margin, line, down, across, fixed):
-    """The shares of windows in rows [y0, y1), `line` cells from one row to the next, with zeros between them."""
+def double_rows(dout, begin, end, ow, share, out, limit, streams):
+    """Windows of 2x2 cells, two apart: each cell of rows [begin, end), counted over all planes, to two rows of two cells."""
+    lanes = lanes_of(out)
+    zeros, shares = splat(dout, dout.dtype.type(0)), splat(dout, share)
+    w = 2 * ow
+    at, o = begin * ow, 2 * begin * w
+    together = ow <= lanes or ow % lanes == 0  # else the upper row's last vector would lie on what the lower one has
+    for _ in range(begin, end):
+        ask(dout, at + AHEAD)
+        whole = at + ow + lanes <= dout.size
+        for q in range(0, ow, lanes):
+            value = times(load(dout, at + q) if whole else load_where(dout, at + q, 0, ow - q, zeros), shares)
+            first, second, more = mixed_low(value, value), mixed_high(value, value), 2 * q + lanes < w
+            put(out, o + 2 * q, first, w - 2 * q, limit, streams)
+            if more:
+                put(out, o + 2 * q + lanes, second, w - 2 * q - lanes, limit, streams)
+            if together:
+                put(out, o + w + 2 * q, first, w - 2 * q, limit, streams)
+                if more:
+                    put(out, o + w + 2 * q + lanes, second, w - 2 * q - lanes, limit, streams)
+        if not together:
+            for q in range(0, ow, lanes):
+                value = times(load(dout, at + q) if whole else load_where(dout, at + q, 0, ow - q, zeros), shares)
+                put(out, o + w + 2 * q, mixed_low(value, value), w - 2 * q, limit, streams)
+                if 2 * q + lanes < w:
+                    put(out, o + w + 2 * q + lanes, mixed_high(value, value), w - 2 * q - lanes, limit, streams)
+        at += ow
+        o += 2 * w
+
+
+@inlined
+def sum_rows(dout, at, pitch, count, down, y, left, zeros):
+    """A vector of the sum of `count` rows of shares, `pitch` cells apart, the first of windows y; `left` cells are there."""
+    total = zeros
+    for m in range(count):
+        cells = load(dout, at) if left < 0 else load_where(dout, at, 0, left, zeros)
+        cells = times(cells, splat(dout, down[U(y + m)]))
+        total = plus(total, cells) if m > 0 else cells
+        at += pitch
+    return total
+
+
+@inlined
+def sum_row(dout, at, ow, count, down, y, to, o, zeros):
+    """The same for a row of windows, with zeros behind it."""
+    lanes = lanes_of(dout)
+    for q in range(0, ow - lanes + 1, lanes):
+        store(to, o + q, sum_rows(dout, at + q, ow, count, down, y, -1, zeros))
+    q = ow // lanes * lanes
+    if q < ow:
+        store(to, o + q, sum_rows(dout, at + q, ow, count, down, y, ow - q, zeros))
+
+
+@part
+def sum_windows(v, p, dout, plane, r0, r1, down, across, even, below, to):
+    """For rows [r0, r1) of the image a row each: the sum of what each column of windows gives to a cell.
+
+    `below` tells which windows see a row (`seen_by`), `even` whether columns of windows all have one divisor.
+    """
     lanes = lanes_of(dout)
     zeros = splat(dout, dout.dtype.type(0))
-    ow = v.ow
-    for q in range(0, ow, lanes):
-        mask, a, t, divisor = between(dout, 0, min(ow - q, lanes)), at + q, margin + q, splat(dout, fixed)
-        columns = load(across, q)
-        for y in range(y0, y1):
-            rolled()
-            ask(dout, a + max((y1 - y0) * ow, AHEAD))
-            if fixed == 0:
-                divisor = times(splat(dout, down[U(y)]), columns)
-            if a + lanes <= dout.size:
-                store(to, t, over(where(mask, load(dout, a), zeros), divisor))
+    oh, ow, kh, sh, top = v.oh, v.ow, v.kh, v.sh, v.top
+    base, vertical, o = plane * oh * ow, (below.size - sh - 1) // 2, p.margin
+    for r in range(r0, r1):
+        ask(dout, base + r // sh * ow + AHEAD)
+        if v.dh == 1:  # rows of windows one behind the other
+            low = min((r + top) // sh, oh - 1)
+            y = max(-((kh - 1 - r - top) // sh), 0)
+            at, count = base + y * ow, low + 1 - y
+            if count == 1:
+                sum_row(dout, at, ow, 1, down, y, to, o, zeros)
+            elif count == 2:
+                sum_row(dout, at, ow, 2, down, y, to, o, zeros)
             else:
-                store(to, t, over(load_where(dout, a, 0, ow - q, zeros), divisor))
-            a += ow
-            t += line
+                sum_row(dout, at, ow, count, down, y, to, o, zeros)
+        else:
+            for q in range(0, ow, lanes):
+                total = zeros
+                for m in range(below[U(r % sh)], below[U(r % sh + 1)]):
+                    y = r // sh + below[U(sh + 1 + vertical + m)]
+                    if 0 <= y < oh:
+                        cells = load_where(dout, base + y * ow + q, 0, ow - q, zeros)
+                        total = plus(total, times(cells, splat(dout, down[U(y)])))
+                store(to, o + q, total)
+        if not even:
+            for q in range(0, ow, lanes):
+                store(to, o + q, times(load(to, o + q), load(across, q)))
+        o += p.line
 
 
 @inlined
@@ -501,128 +586,107 @@ def sum_shares(shares, at, gap, taps):
 
 
 @inlined
-def spread_rows(shares, at, line, gap, taps, to, pitch, rows, width):
-    """What each column of the image gets from its windows, one apart: `rows` rows, `line` cells apart, to to[0]."""
-    for t in range(0, width, lanes_of(to)):
-        a, o = at + t, t
-        for _ in range(rows):
-            rolled()
-            store(to, o, sum_shares(shares, a, gap, taps))
-            a += line
-            o += pitch
-
-
-@part
-def spread_pairs(shares, at, line, left, taps, to, pitch, rows, width):
-    """The same for windows two apart: even and odd columns see other taps."""
-    lanes = lanes_of(to)
-    zeros = splat(to, to.dtype.type(0))
-    # a column sees tap j = (its own residue + left) % 2 first, then every second one
-    even, odd = (taps - left % 2 + 1) // 2, (taps - (1 + left) % 2 + 1) // 2
-    for t in range(0, (width + 1) // 2, lanes):
-        a, b, o = at + t + left // 2, at + t + (1 + left) // 2, 2 * t
-        for _ in range(rows):
-            rolled()
-            first = sum_shares(shares, a, -1, even) if even > 0 else zeros
-            second = sum_shares(shares, b, -1, odd) if odd > 0 else zeros
-            store(to, o, mixed_low(first, second))
-            store(to, o + lanes, mixed_high(first, second))
-            a += line
-            b += line
-            o += pitch
+def spread_ones(shares, at, line, gap, taps, out, o, rows, width, limit, streams):
+    """What each column of the image gets from its windows, one apart: `rows` rows, `line` cells apart, to out[o]."""
+    lanes = lanes_of(out)
+    for _ in range(rows):
+        for t in range(0, width, lanes):
+            put(out, o + t, sum_shares(shares, at + t, gap, taps), width - t, limit, streams)
+        at += line
+        o += width
 
 
 @inlined
-def sum_spread(rows, at, pitch, count, to, o, width, limit):
-    """A row of the image: the sum of `count` rows, perhaps of none."""
-    lanes = lanes_of(to)
-    for k in range(0, width, lanes):
-        rolled()
-        total = sum_shares(rows, at + k, pitch, count) if count > 0 else splat(to, to.dtype.type(0))
-        store_first(to, o + k, total, width - k, limit)
+def spread_twos(shares, at, line, left, even, odd, out, o, rows, width, limit, streams):
+    """The same for windows two apart: even and odd columns see so many taps, every second one."""
+    lanes = lanes_of(out)
+    zeros = splat(out, out.dtype.type(0))
+    to_even, to_odd = left // 2, (1 + left) // 2
+    for _ in range(rows):
+        for t in range(0, (width + 1) // 2, lanes):
+            first = sum_shares(shares, at + t + to_even, -1, even) if even > 0 else zeros
+            second = sum_shares(shares, at + t + to_odd, -1, odd) if odd > 0 else zeros
+            put(out, o + 2 * t, mixed_low(first, second), width - 2 * t, limit, streams)
+            if 2 * t + lanes < width:
+                put(out, o + 2 * t + lanes, mixed_high(first, second), width - 2 * t - lanes, limit, streams)
+        at += line
+        o += width
 
 
 @part
-def avg_plane_backward(v, p, dout, plane, down, across, fixed, below, beside, out, o, limit, staged, first, second, bypass,
-                       last):
-    """Each window's share, added to its cells: to those of one row of windows first, then to the rows of the image.
+def spread(v, p, shares, r0, r1, row, beside, out, o, limit, streams):
+    """Rows [r0, r1) of the image to out[o] from a row of sums each. `beside` tells which windows see a column.
 
-    `below` and `beside` tell which windows see a row and a column (`seen_by`). The plane goes to out[o], or to staged[o] and
-    from there to `out`; returned is where the next one goes.
+    Where windows are further apart than two, a row is made in `row`, once for all that see the same windows.
     """
-    lanes = lanes_of(dout)
-    zeros = splat(dout, dout.dtype.type(0))
-    h, w, oh, ow, kh, sh, sw, top = v.h, v.w, v.oh, v.ow, v.kh, v.sh, v.sw, v.top
-    line, pitch, margin = p.line, p.pitch, p.margin
-    halo = (kh - 1) * v.dh // sh
-    vertical, horizontal = (below.size - sh - 1) // 2, (beside.size - sw - 1) // 2
-    for r0 in range(0, h, p.rows):
-        r1 = min(r0 + p.rows, h)
-        y0, y1 = max((r0 + top) // sh - halo, 0), min((r1 - 1 + top) // sh + 1, oh)
-        share_rows(v, dout, (plane * oh + y0) * ow, y0, y1, first, margin, line, down, across, fixed)
-        if sw == 1 and v.kw == 3:
-            spread_rows(first, margin + v.left, line, -v.dw, 3, second, pitch, y1 - y0, w)
-        elif sw == 1:
-            spread_rows(first, margin + v.left, line, -v.dw, v.kw, second, pitch, y1 - y0, w)
-        elif sw == 2 and v.dw == 1:
-            spread_pairs(first, margin, line, v.left, v.kw, second, pitch, y1 - y0, w)
+    lanes = lanes_of(out)
+    zeros = splat(out, out.dtype.type(0))
+    w, kw, sw, dw, sh, top, left, margin, line = v.w, v.kw, v.sw, v.dw, v.sh, v.top, v.left, p.margin, p.line
+    if sw == 1:
+        if kw == 3:
+            spread_ones(shares, margin + left, line, -dw, 3, out, o, r1 - r0, w, limit, streams)
         else:
-            for y in range(y1 - y0):
+            spread_ones(shares, margin + left, line, -dw, kw, out, o, r1 - r0, w, limit, streams)
+    elif sw == 2 and dw == 1:
+        # a column sees tap j = (its own residue + left) % 2 first, then every second one
+        even, odd = (kw - left % 2 + 1) // 2, (kw - (1 + left) % 2 + 1) // 2
+        if even == 1 and odd == 2:
+            spread_twos(shares, margin, line, left, 1, 2, out, o, r1 - r0, w, limit, streams)
+        else:
+            spread_twos(shares, margin, line, left, even, odd, out, o, r1 - r0, w, limit, streams)
+    else:
+        horizontal = (beside.size - sw - 1) // 2
+        for r in range(r0, r1):
+            if r == r0 or v.dh > 1 or v.kh > sh or (r + top) % sh == 0 or (r + top) % sh == v.kh:
                 for e in range(sw):
                     for t in range(0, (w + sw - 1) // sw, lanes):
                         total = zeros
                         for k in range(beside[U(e)], beside[U(e + 1)]):
-                            total = plus(total, load(first, margin + y * line + t + beside[U(sw + 1 + horizontal + k)]))
+                            total = plus(total, load(shares, margin + (r - r0) * line + t + beside[U(sw + 1 + horizontal + k)]))
                         for i in range(lanes):
-                            store_lane(second, y * pitch + (t + i) * sw + e, total, i)
-        for r in range(r0, r1):
-            if v.dh == 1:  # rows of windows one behind the other
-                top_row, low = max(-((kh - 1 - r - top) // sh), 0), min((r + top) // sh, oh - 1)
-                at, count = (top_row - y0) * pitch, low + 1 - top_row
-                if count == 1:
-                    sum_spread(second, at, pitch, 1, staged, o, w, limit)
-                elif count == 3:
-                    sum_spread(second, at, pitch, 3, staged, o, w, limit)
-                else:
-                    sum_spread(second, at, pitch, count, staged, o, w, limit)
-            else:
-                begin, end = below[U(r % sh)], below[U(r % sh + 1)]
-                for k in range(0, w, lanes):
-                    total = zeros
-                    for m in range(begin, end):
-                        y = r // sh + below[U(sh + 1 + vertical + m)]
-                        if 0 <= y < oh:
-                            total = plus(total, load(second, (y - y0) * pitch + k))
-                    store_first(staged, o + k, total, w - k, limit)
+                            store_lane(row, (t + i) * sw + e, total, i)
+            for k in range(0, w, lanes):
+                put(out, o + k, load(row, k), w - k, limit, streams)
             o += w
-        if bypass:
-            o -= send(out, (plane * h + r1) * w - o, staged, 0, o, last and r1 == h)
-    return o
 
 
 @Kernel
-def avg_planes(workers, windows, poolings, backward, x, down, across, fixed, below, beside, out, scratch, bypass):
-    """`scratch` is (workers, elements)."""
+def avg_planes(workers, windows, poolings, way, x, down, across, fixed, below, beside, out, scratch, bypass):
+    """`way`: FORWARD, BACKWARD or DOUBLED. `scratch` is (workers, elements); `down` and `across` have the divisors.
+
+    Backward they are reciprocals: of one divisor for all windows, if `fixed` is 1 and not 0, only `down` has it.
+    """
     for worker in prange(workers):
         v, p = windows[0], poolings[0]
         first, second = scratch[worker, :p.first], scratch[worker, p.first:p.first + p.second]
         zero(first, 0, first.size)
-        planes = v.n * v.c
-        if backward:
-            staged = stack(out)
-            begin, end = planes * worker // workers, planes * (worker + 1) // workers
-            to, o, limit = out, begin * v.h * v.w, end * v.h * v.w
-            if bypass:
-                to, o, limit = staged, 0, staged.size
-            for plane in range(begin, end):
-                o = avg_plane_backward(v, p, x, plane, down, across, fixed, below, beside, out, o, limit, to, first, second,
-                                       bypass, plane == end - 1)
-            if bypass:
-                fence()
-        else:
+        planes, in_plane = v.n * v.c, v.h * v.w
+        if way == FORWARD:
             begin, end = planes * v.oh * worker // workers, planes * v.oh * (worker + 1) // workers
             for r in range(begin, end, p.band):
                 averages(v, p, x, r, min(r + p.band, end), first, second, x.dtype.type(0), out, end * v.ow, down, across, fixed)
+        else:
+            staged = stack(out)
+            begin, end = planes * worker // workers, planes * (worker + 1) // workers
+            o, limit = begin * in_plane, end * in_plane
+            # rows of whole lines need not be put together before they go past the caches
+            streams = bypass and v.w % lanes_of(out) == 0 and beyond_line(out, o) == 0
+            if way == DOUBLED and (streams or not bypass):
+                double_rows(x, begin * v.oh, end * v.oh, v.ow, down[0], out, limit, streams)
+            else:
+                to = out
+                if bypass and not streams:
+                    to, o, limit = staged, 0, staged.size
+                for plane in range(begin, end):
+                    for r in range(0, v.h, p.rows):
+                        stop = min(r + p.rows, v.h)
+                        sum_windows(v, p, x, plane, r, stop, down, across, fixed != 0, below, first)
+                        spread(v, p, first, r, stop, second, beside, to, o, limit, streams)
+                        o += (stop - r) * v.w
+                        if bypass and not streams:
+                            o -= send(out, plane * in_plane + stop * v.w - o, staged, 0, o, plane == end - 1 and stop == v.h)
+            if bypass:
+                fence()
 
 
 # --- entry points -----------------------------------------------------------------------------------------------------
@@ -659,12 +723,10 @@ def _layout(geometry: Pool2dGeometry, kind: str) -> Array:
                    "second": kw * line if sw > 2 else 0}
     else:
         steps, margin = -(-w // sw), -(-(kw - 1) * dw // sw) + 1
-        rows = min(max(BAND * 3 // 4 // w, 1), h)
-        band = (rows - 1) // sh + 2 + halo
+        rows = min(max(SPREAD // w, 1), h)
         line = margin + whole(max(ow, steps + left // sw + 1)) + STEP
-        pitch = sw * whole(steps)
-        fields |= {"band": band, "rows": rows, "pitch": pitch, "line": line, "margin": margin,
-                   "first": band * line + margin + slack, "second": band * pitch + slack}
+        fields |= {"rows": rows, "line": line, "margin": margin, "first": rows * line + margin + slack,
+                   "second": sw * whole(steps) + slack if sw > 2 or dw > 1 else 0}
     return np.array([tuple(fields.values())], POOLING)
 
 
@@ -699,13 +761,44 @@ def _divisors(geometry: Pool2dGeometry, count_include_pad: bool, dtype: np.dtype
     return down, np.append(across, np.ones(STEP, dtype)), float(down[0]) * float(across[0]) if same else 0.0
 
 
+@lru_cache(maxsize=256)
+def _shares(geometry: Pool2dGeometry, count_include_pad: bool, divisor_override: int | None,
+            dtype: np.dtype) -> tuple[Array, Array, float]:
+    """Reciprocals of the divisors, likewise, and 1 where `down` has all of them and `across` none, or 0."""
+    down, across, same = _divisors(geometry, count_include_pad, dtype)
+    fixed = divisor_override or same
+    with np.errstate(divide="ignore"):  # a window may have no cell, and then no cell sees it
+        if fixed:
+            return np.full(down.size, dtype.type(1) / dtype.type(fixed), dtype), across, 1.0
+        return dtype.type(1) / down, dtype.type(1) / across, 0.0
+
+
+@lru_cache(maxsize=256)
+def _seen_from_windows(geometry: Pool2dGeometry) -> Pool2dGeometry:
+    """The gradient of an average over windows one apart is an average itself: over the windows that see a cell."""
+    (top, bottom), (left, right) = geometry.pads
+    down, across = (extent - 1 for extent in geometry.extent)
+    return replace(geometry, in_size=geometry.out_size, out_size=geometry.in_size,
+                   pads=((down - top, down - bottom), (across - left, across - right)))
+
+
 def avg_pool(x: Array, geometry: Pool2dGeometry, count_include_pad: bool, divisor_override: int | None, backward: bool,
              out: Array, threads: int) -> None:
     """Average pooling of float32 or float64 x into `out`; with `backward`, x is dout and `out` the input's gradient."""
     workers = usable_workers(threads)
+    way, bypass = FORWARD, False
     down, across, same = _divisors(geometry, count_include_pad, x.dtype)
-    fixed = x.dtype.type(divisor_override or same)
-    layout = _layout(geometry, "spread" if backward else "fold")
-    bypass = backward and out.nbytes >= STREAM_BYTES and geometry.in_size[1] * out.itemsize <= STACK_BYTES // 2
-    avg_planes(workers, window(geometry), layout, backward, flat(x), down, across, fixed, seen_by(geometry, 0),
+    fixed = divisor_override or same
+    if backward:
+        if geometry.stride == (1, 1) and fixed and out.nbytes < STREAM_BYTES:
+            geometry = _seen_from_windows(geometry)
+        else:
+            down, across, fixed = _shares(geometry, count_include_pad, divisor_override, x.dtype)
+            doubled = (fixed and geometry.kernel == geometry.stride == (2, 2) and geometry.dilation == (1, 1)
+                       and geometry.pads[0][0] == geometry.pads[1][0] == 0
+                       and geometry.in_size == (2 * geometry.out_size[0], 2 * geometry.out_size[1]))
+            way = DOUBLED if doubled else BACKWARD
+            bypass = out.nbytes >= STREAM_BYTES and geometry.in_size[1] * out.itemsize <= STACK_BYTES // 2
+    layout = _layout(geometry, "spread" if way else "fold")
+    avg_planes(workers, window(geometry), layout, way, flat(x), down, across, x.dtype.type(fixed), seen_by(geometry, 0),
                seen_by(geometry, 1), flat(out), _scratch(layout, workers, x.dtype), bypass)
