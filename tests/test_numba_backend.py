@@ -588,14 +588,15 @@ def test_a_small_call_made_ready():
 @pytest.mark.parametrize("dtype", ["f4", "f8"])
 @pytest.mark.parametrize("bypass", [False, True])
 def test_more_channels_than_are_turned_at_once(dtype, bypass, monkeypatch):
-    """Blocks of channels and of places, in the caches and past them."""
+    """Blocks of channels and of places, in the caches and past them; windows of 2x2 cells that are turned in registers."""
     from fastconv import reference
     from fastconv.jit import im2col
 
     if bypass:
         monkeypatch.setattr(im2col, "STREAM_BYTES", 0)
     rng = np.random.default_rng(0)
-    for shape, kernel, stride, pad in (((1, 256, 6, 28), 3, 1, 1), ((2, 70, 5, 90), 3, 2, 1), ((1, 40, 6, 230), 2, 2, 0)):
+    for shape, kernel, stride, pad in (((1, 256, 6, 28), 3, 1, 1), ((2, 70, 5, 90), 3, 2, 1), ((1, 40, 6, 230), 2, 2, 0),
+                                       ((3, 7, 6, 34), 2, 2, 0), ((2, 8, 4, 48), 2, 2, 0), ((1, 5, 5, 33), 2, 2, 0)):
         x = rng.standard_normal(shape).astype(dtype)
         with fastconv.options(backend="numba", num_threads=1):
             col = fastconv.im2col(x, kernel, kernel, stride, pad)

@@ -15,7 +15,8 @@ channel), (image, row of output) or (channel, row of output) items.
 - "columns": what a tap sees of a row of the image is a vector after the other, masked where it reaches over the image's
   edge; col2im gathers: each row of the image is the sum of the rows of columns that see it, added up in registers.
 - "rows": some channels' rows are copied between padding first. Then every row of a window is one move of 4, 8 or 16
-  cells, of which the next row overwrites what is too much; on the way back, one addition of as many.
+  cells, of which the next row overwrites what is too much; on the way back, one addition of as many. Windows of 2x2 cells,
+  two apart, are turned in registers instead: eight vectors are four channels of eight windows.
 - "cs231n": plain loops over the images.
 
 Results that no cache holds go past the caches, by way of a buffer on the stack (`vectors.send`).
@@ -41,6 +42,8 @@ from .vectors import (
     STACK_BYTES,
     ask,
     between,
+    beyond_line,
+    even_pairs,
     evens,
     fence,
     few,
@@ -52,13 +55,16 @@ from .vectors import (
     load_where,
     mixed_high,
     mixed_low,
+    odd_pairs,
     plus,
+    put_whole,
     send,
     splat,
     stack,
     store,
     store_first,
     store_lane,
+    turn4,
     where,
 )
 
@@ -81,6 +87,9 @@ NEAR = 2**16
 
 #: Windows that are put together from the same rows, if that are all in a row of output, or at least so many.
 FEW_PLACES = 8
+
+#: Channels of a block of 2x2 windows, of which there are twice as many, and what a kernel is told to work in these blocks.
+QUAD, QUADS = 4, -1
 
 #: How many cells are moved as one: as long as a row of a window, or the next longer.
 MOVES = (2, 4, 8, 16)
@@ -353,6 +362,47 @@ def rows_items(v, begin, end, x, step_n, step_c, step_h, col, pads, channels, li
 
 
 @part
+def take_quads(v, begin, end, x, step_n, step_c, step_h, col, bypass):
+    """The same for windows of 2x2 cells, two apart and inside of the image: four channels of eight windows at a time.
+
+    They are eight vectors on both sides. The last ones of a row may be those before once more.
+    """
+    c, ow = v.c, v.ow
+    pitch = 4 * c
+    streams = bypass and c % QUAD == 0 and beyond_line(col, 0) == 0
+    for item in range(begin, end):
+        image = item // v.oh * step_n + item % v.oh * 2 * step_h
+        for first in range(0, c, QUAD):
+            channel = min(first, c - QUAD)
+            for place in range(0, ow, 2 * QUAD):
+                q = min(place, ow - 2 * QUAD)
+                at = image + channel * step_c + 2 * q
+                upper0, lower0 = load(x, at), load(x, at + step_h)
+                at += step_c
+                upper1, lower1 = load(x, at), load(x, at + step_h)
+                at += step_c
+                upper2, lower2 = load(x, at), load(x, at + step_h)
+                at += step_c
+                upper3, lower3 = load(x, at), load(x, at + step_h)
+                a, b, d, e = turn4(even_pairs(upper0, lower0), even_pairs(upper1, lower1), even_pairs(upper2, lower2),
+                                   even_pairs(upper3, lower3))
+                to = (item * ow + q) * pitch + channel * 4
+                put_whole(col, to, a, streams)
+                put_whole(col, to + 2 * pitch, b, streams)
+                put_whole(col, to + 4 * pitch, d, streams)
+                put_whole(col, to + 6 * pitch, e, streams)
+                a, b, d, e = turn4(odd_pairs(upper0, lower0), odd_pairs(upper1, lower1), odd_pairs(upper2, lower2),
+                                   odd_pairs(upper3, lower3))
+                to += pitch
+                put_whole(col, to, a, streams)
+                put_whole(col, to + 2 * pitch, b, streams)
+                put_whole(col, to + 4 * pitch, d, streams)
+                put_whole(col, to + 6 * pitch, e, streams)
+    if streams:
+        fence()
+
+
+@part
 def rows_item(v, item, x, step_n, step_c, step_h, col, pad):
     """One such item cell by cell, for windows with holes and those that are longer than what is moved at a time."""
     n, y = item // v.oh, item % v.oh
@@ -394,7 +444,10 @@ def cs231n_item(v, item, x, step_n, step_c, step_h, col, pad):
 
 @Kernel
 def gather(workers, windows, x, step_n, step_c, step_h, pads, col, channels, line, places, bypass):
-    """`channels`, `line`, `places`: of how many channels "rows" takes how many cells for how many windows at a time; or 0."""
+    """`channels`, `line`, `places`: of how many channels "rows" takes how many cells for how many windows at a time; or 0.
+
+    Or `channels` is QUADS.
+    """
     for worker in prange(workers):
         v = windows[0]
         if v.layout == COLUMNS_LAYOUT:
@@ -406,6 +459,8 @@ def gather(workers, windows, x, step_n, step_c, step_h, pads, col, channels, lin
         begin, end = items * worker // workers, items * (worker + 1) // workers
         if v.layout == COLUMNS_LAYOUT:
             columns_items(v, begin, end, x, step_n, step_c, step_h, col, pads, bypass)
+        elif v.layout == ROWS_LAYOUT and channels == QUADS:
+            take_quads(v, begin, end, x, step_n, step_c, step_h, col, bypass)
         elif v.layout == ROWS_LAYOUT and channels > 0:
             rows_items(v, begin, end, x, step_n, step_c, step_h, col, pads, channels, line, places, bypass)
         else:
@@ -582,6 +637,40 @@ def sum_rows(v, n, c0, c1, col, out, channels, line, places, phases, bypass):
 
 
 @part
+def give_quads(v, begin, end, col, out, bypass):
+    """`take_quads` the other way round, for (image, row of windows) items, if windows cover the image."""
+    c, h, w, ow = v.c, v.h, v.w, v.ow
+    pitch = 4 * c
+    streams = bypass and ow % (2 * QUAD) == 0 and beyond_line(out, 0) == 0
+    for item in range(begin, end):
+        image = item // v.oh * c * h * w + item % v.oh * 2 * w
+        for first in range(0, c, QUAD):
+            channel = min(first, c - QUAD)
+            for place in range(0, ow, 2 * QUAD):
+                q = min(place, ow - 2 * QUAD)
+                at = (item * ow + q) * pitch + channel * 4
+                even0, even1, even2, even3 = turn4(load(col, at), load(col, at + 2 * pitch), load(col, at + 4 * pitch),
+                                                   load(col, at + 6 * pitch))
+                at += pitch
+                odd0, odd1, odd2, odd3 = turn4(load(col, at), load(col, at + 2 * pitch), load(col, at + 4 * pitch),
+                                               load(col, at + 6 * pitch))
+                to = image + channel * h * w + 2 * q
+                put_whole(out, to, even_pairs(even0, odd0), streams)
+                put_whole(out, to + w, odd_pairs(even0, odd0), streams)
+                to += h * w
+                put_whole(out, to, even_pairs(even1, odd1), streams)
+                put_whole(out, to + w, odd_pairs(even1, odd1), streams)
+                to += h * w
+                put_whole(out, to, even_pairs(even2, odd2), streams)
+                put_whole(out, to + w, odd_pairs(even2, odd2), streams)
+                to += h * w
+                put_whole(out, to, even_pairs(even3, odd3), streams)
+                put_whole(out, to + w, odd_pairs(even3, odd3), streams)
+    if streams:
+        fence()
+
+
+@part
 def add_columns(v, plane, col, out):
     """Add all rows of one channel of one image into its plane, cell by cell, whatever the layout."""
     n, c = plane // v.c, plane % v.c
@@ -604,12 +693,17 @@ def add_columns(v, plane, col, out):
 
 @Kernel
 def scatter(workers, windows, col, down, across, blocks, channels, line, places, phases, out, bypass):
-    """`channels`, `line`, `places`, `phases`: of how many channels "rows" lays out how many windows in how long lines; or 0."""
+    """`channels`, `line`, `places`, `phases`: of how many channels "rows" lays out how many windows in how long lines; or 0.
+
+    Or `channels` is QUADS.
+    """
     for worker in prange(workers):
         v = windows[0]
         begin, end = v.n * v.c * worker // workers, v.n * v.c * (worker + 1) // workers
         if v.layout == COLUMNS_LAYOUT and channels > 0:
             sum_columns(v, begin, end, col, down, across, out, bypass)
+        elif v.layout == ROWS_LAYOUT and channels == QUADS:
+            give_quads(v, v.n * v.oh * worker // workers, v.n * v.oh * (worker + 1) // workers, col, out, bypass)
         elif v.layout == ROWS_LAYOUT and channels > 0:
             for item in range(v.n * blocks * worker // workers, v.n * blocks * (worker + 1) // workers):
                 block = item % blocks
@@ -626,6 +720,14 @@ def scatter(workers, windows, col, down, across, blocks, channels, line, places,
 def _movable(geometry: Window2dGeometry) -> bool:
     """Are windows' rows without holes, and not longer than what is moved as one?"""
     return geometry.dilation[1] == 1 and geometry.kernel[1] <= MOST_MOVED
+
+
+def _quads(geometry: Window2dGeometry, itemsize: int) -> bool:
+    """Are windows 2x2 cells of 4 bytes, two apart and inside of the image, and enough of them for a block?"""
+    g = geometry
+    return bool(itemsize == 4 and g.kernel == g.stride == (2, 2) and g.dilation == (1, 1) and g.channels >= QUAD
+                and g.out_size[1] >= 2 * QUAD and g.pads[0][0] == g.pads[1][0] == 0
+                and all(2 * count <= size for count, size in zip(g.out_size, g.in_size, strict=True)))
 
 
 def _turned(geometry: Window2dGeometry, phases: int, itemsize: int, whole: bool) -> tuple[int, int, int]:
@@ -661,20 +763,24 @@ def im2col(x: Array, geometry: Window2dGeometry, layout: str, pad: Array, out: A
     else:  # what lies between the first cell and the last
         span = 1 + sum(step * (extent - 1) for step, extent in zip((*steps, 1), x.shape, strict=True))
         cells = flat(np.lib.stride_tricks.as_strided(x, (span,), (size,)))
+    turned = (QUADS, 0, 0) if layout == "rows" and _quads(geometry, size) else _turned(geometry, 1, size, True)
     bypass = out.nbytes >= STREAM_BYTES and (geometry.out_size[1] * size <= STACK_BYTES // 2 or layout == "rows")
     gather(usable_workers(threads), window(geometry, layout), cells.view(ITEMS[size]), *steps,
-           pad.reshape(-1).view(ITEMS[size]), flat(out).view(ITEMS[size]), *_turned(geometry, 1, size, True), bypass)
+           pad.reshape(-1).view(ITEMS[size]), flat(out).view(ITEMS[size]), *turned, bypass)
 
 
 def col2im(col: Array, geometry: Window2dGeometry, layout: str, out: Array, threads: int) -> None:
-    """Add the columns up in the image `out`, all C-contiguous float32 or float64. Each plane has one worker."""
+    """Add the columns up in the image `out`, all C-contiguous float32 or float64. Each row of the image has one worker."""
     workers = usable_workers(threads)
     down, across = (seen_by(geometry, axis) for axis in (0, 1))
     # channels are split in blocks only where there are too few images; the sums do not depend on it
     blocks = min(geometry.channels, -(-2 * workers // max(geometry.batch, 1))) if workers > 1 else 1
     moved = next((lanes for lanes in MOVES if geometry.kernel[1] <= lanes), MOST_MOVED)
     phases = -(-moved // geometry.stride[1])
-    if layout == "rows":
+    covered = geometry.in_size == (2 * geometry.out_size[0], 2 * geometry.out_size[1])
+    if layout == "rows" and covered and _quads(geometry, col.itemsize):
+        channels, line, places = QUADS, 0, 0
+    elif layout == "rows":
         channels, line, places = _turned(geometry, phases, col.itemsize, False)
     else:  # a row of the image is the sum of rows of which the stack holds the places
         channels, line, places = int(geometry.kernel[0] * 8 <= STACK_BYTES), 0, 0

@@ -370,6 +370,51 @@ def mixed_high(typing, a, b):
     return _permuting(lambda n: [n // 2 + i // 2 + i % 2 * n for i in range(n)])(typing, a, b)
 
 
+def _parts(count: int, first: list[int], second: list[int]) -> Any:
+    """A permutation of whole parts, of which a vector has `count`: these of a and then those of b."""
+    def order(n: int) -> list[int]:
+        cells = n // count
+        return [part * cells + i for part in [*first, *(count + part for part in second)] for i in range(cells)]
+
+    return _permuting(order)
+
+
+@intrinsic
+def low_halves(typing, a, b):
+    """The first half of a, then that of b."""
+    return _parts(2, [0], [0])(typing, a, b)
+
+
+@intrinsic
+def high_halves(typing, a, b):
+    """The same of the second half."""
+    return _parts(2, [1], [1])(typing, a, b)
+
+
+@intrinsic
+def even_quarters(typing, a, b):
+    """The first and the third quarter of a, then those of b."""
+    return _parts(4, [0, 2], [0, 2])(typing, a, b)
+
+
+@intrinsic
+def odd_quarters(typing, a, b):
+    """The same of the second and the fourth."""
+    return _parts(4, [1, 3], [1, 3])(typing, a, b)
+
+
+@intrinsic
+def even_pairs(typing, a, b):
+    """a[0], a[1], b[0], b[1], a[4], a[5], b[4], b[5], ...: every second pair, in turns."""
+    return _permuting(lambda n: [i // 4 * 4 + i % 2 + i // 2 % 2 * n for i in range(n)])(typing, a, b)
+
+
+@intrinsic
+def odd_pairs(typing, a, b):
+    """The same of the other pairs."""
+    return _permuting(lambda n: [i // 4 * 4 + 2 + i % 2 + i // 2 % 2 * n for i in range(n)])(typing, a, b)
+
+
 # --- arithmetic -------------------------------------------------------------------------------------------------------
 
 
@@ -486,6 +531,22 @@ def store_first(array, at, vector, count, limit):
     else:
         for i in range(min(count, lanes)):
             store_lane(array, at + i, vector, i)
+
+
+@inlined
+def turn4(a, b, c, d):
+    """A matrix of four rows, a quarter of a vector each cell, turned."""
+    e, f, g, h = low_halves(a, b), low_halves(c, d), high_halves(a, b), high_halves(c, d)
+    return even_quarters(e, f), odd_quarters(e, f), even_quarters(g, h), odd_quarters(g, h)
+
+
+@inlined
+def put_whole(array, at, vector, streams):
+    """`stream` or `store`."""
+    if streams:
+        stream(array, at, vector)
+    else:
+        store(array, at, vector)
 
 
 @part
