@@ -628,6 +628,40 @@ def test_each_way_back_from_an_average(dtype, bypass, monkeypatch):
             np.testing.assert_allclose(got, want, rtol=0, atol=np.abs(want).max() * (2e-6 if dtype == "f4" else 1e-12))
 
 
+@needs_numba
+@pytest.mark.parametrize("dtype", ["f4", "f8"])
+def test_single_planes_have_a_kernel_of_their_own(dtype):
+    """Strips at both ends of the array and of rows, bands, several filters on a plane, padding beside and missing."""
+    from fastconv import reference
+    from fastconv.jit import depthwise
+
+    rng = np.random.default_rng(0)
+    tolerance = 2e-6 if dtype == "f4" else 1e-12
+    for shape, each, stride, pad in (
+            ((1, 1, 3, 3), 2, 1, 0), ((2, 3, 5, 7), 1, 1, 1), ((3, 2, 9, 18), 1, 2, 1),
+            ((1, 2, 40, 33), 2, 2, ((0, 1), (2, 1))),
+            ((1, 2, 70, 100), 1, 1, ((2, 0), (0, 1))), ((1, 2, 70, 100), 1, 2, 0), ((1, 2, 1, 40), 1, 1, 2)):
+        x = rng.standard_normal(shape).astype(dtype)
+        weight, bias = rng.standard_normal((shape[1] * each, 1, 3, 3)).astype(dtype), np.ones(shape[1] * each, dtype)
+        geometry = conv2d_geometry(shape, weight.shape, stride, pad, 1, shape[1])
+        assert depthwise.can_forward(geometry)
+        assert depthwise.can_backward_data(geometry) == (stride == each == 1)
+        how = {"stride": stride, "padding": pad, "groups": shape[1]}
+        want = reference.conv2d(x, weight, bias, **how, activation="relu")
+        dout = rng.standard_normal(want.shape).astype(dtype)
+        want_dx = reference.conv2d_backward_data(dout, weight, shape, **how)
+        for threads in (1, 2):
+            with fastconv.options(backend="numba", num_threads=threads):
+                got = fastconv.conv2d(x, weight, bias, **how, activation="relu", algorithm="direct")
+                dx = fastconv.conv2d_backward_data(dout, weight, shape, **how, algorithm="direct")
+            np.testing.assert_allclose(got, want, rtol=0, atol=tolerance * np.abs(want).max())
+            np.testing.assert_allclose(dx, want_dx, rtol=0, atol=tolerance * np.abs(want_dx).max())
+        x[0, 0, 0, 0] = np.nan
+        with fastconv.options(backend="numba", num_threads=1):
+            got = fastconv.conv2d(x, weight, bias, **how, activation="relu", algorithm="direct")
+        np.testing.assert_array_equal(np.isnan(got), np.isnan(reference.conv2d(x, weight, bias, **how, activation="relu")))
+
+
 # --- the cache on disk ------------------------------------------------------------------------------------------------
 
 STATISTICS = """
@@ -773,6 +807,21 @@ def test_places_are_vectorised():
     assert place[:64].max() == 0
     assert re.search(r"cmp\w*ps.*%[yz]mm", text)
     assert re.search(r"(vpblendm\w|vmovdqa32|vblendvps|vmovdqu32|vpblendvb).*%[yz]mm", text)
+
+
+@needs_fma
+@pytest.mark.parametrize("stride", [1, 2])
+def test_strips_keep_sums_and_taps_in_registers(stride):
+    from fastconv.jit import depthwise
+    from fastconv.jit.im2col import window
+
+    geometry = conv2d_geometry((1, 1, 40, 40), (1, 1, 3, 3), stride, 1)
+    arguments = (window(geometry)[0], np.ones(1600, "f4"), 0, 0, 0, 40 // stride, np.ones(9, "f4"), 0)
+    to = (np.float32(0), False, np.zeros(1600, "f4"), 0, 1600)
+    text = (assembly(depthwise.strip_ones, *arguments, 1, *to) if stride == 1
+            else assembly(depthwise.strip_twos, *arguments, *to))
+    assert len(re.findall(r"vfmadd\w+ps.*%[yz]mm", text)) >= 8
+    assert not re.search(r"call.*fma", text)
 
 
 # --- warm-up ----------------------------------------------------------------------------------------------------------

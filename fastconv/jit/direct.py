@@ -59,6 +59,7 @@ import numpy as np
 
 from .. import memory
 from ..geometry import Conv2dGeometry
+from . import depthwise
 from .common import U, copy, copy_row_pairs, inside, zero
 from .options import Kernel, flat, part, prange, usable_workers
 
@@ -806,16 +807,22 @@ def _zeros(count: int, dtype: np.dtype) -> np.ndarray:
 
 def workspace(operation: str, geometry: Conv2dGeometry, itemsize: int, threads: int) -> int:
     """Bytes of scratch that an operation needs."""
+    if (operation == "forward" and depthwise.can_forward(geometry)) or (
+            operation == "backward_data" and depthwise.can_backward_data(geometry)):
+        return 0
     return int(plan(operation, geometry, itemsize).nbytes(threads))
 
 
 def forward(x: np.ndarray, weight: np.ndarray, bias: np.ndarray | None, relu: bool, geometry: Conv2dGeometry,
             out: np.ndarray, threads: int) -> None:
     """conv2d of float32 or float64 arrays into `out`."""
+    bias = _zeros(geometry.out_channels, x.dtype) if bias is None else flat(bias)
+    if depthwise.can_forward(geometry):
+        depthwise.run(x, weight, bias, relu, geometry, False, out, threads)
+        return
     this = plan("forward", geometry, x.itemsize)
     workers, job, nbytes, _ = ready = this.ready(threads)
     scratch = ready.pieces(memory.scratch(nbytes), x.dtype)
-    bias = _zeros(geometry.out_channels, x.dtype) if bias is None else flat(bias)
     correlate(workers, job, *this.tables, flat(x), flat(weight), bias, relu, flat(out), scratch[1], scratch[2])
 
 
@@ -829,6 +836,7 @@ class SmallForward:
         self.dtype, self.relu = dtype.newbyteorder("="), relu
         self.shape = geometry.output_shape if batched else geometry.output_shape[1:]
         self.no_bias = _zeros(geometry.out_channels, self.dtype)
+        self.depthwise = geometry if depthwise.can_forward(geometry) else None
         this = plan("forward", geometry, dtype.itemsize)
         self.job = this.ready(1).job
         self.tables = this.tables
@@ -843,6 +851,9 @@ class SmallForward:
             if not array.flags.carray or array.dtype != dtype:
                 return None
         out = np.empty(self.shape, dtype)
+        if self.depthwise is not None:
+            depthwise.run(x, weight, bias, self.relu, self.depthwise, False, out, 1)
+            return out
         scratch = memory.scratch(self.nbytes)
         correlate(1, self.job, *self.tables, x.reshape(-1), weight.reshape(-1), bias, self.relu, out.reshape(-1),
                   scratch[:self.tile_bytes].view(dtype), scratch[self.tile_bytes:self.nbytes].view(dtype))
@@ -859,6 +870,9 @@ def backward_data(dout: np.ndarray, weight: np.ndarray, geometry: Conv2dGeometry
     filters = flat(weight)
     if not finite(1, filters):
         return False
+    if depthwise.can_backward_data(geometry):
+        depthwise.run(dout, weight, _zeros(geometry.channels, dout.dtype), False, geometry, True, out, threads)
+        return True
     this = plan("backward_data", geometry, dout.itemsize)
     workers, job, nbytes, _ = ready = this.ready(threads)
     taps, phases, offset = this.tables

@@ -443,6 +443,17 @@ def times(typing, a, b):
 
 
 @intrinsic
+def plus_product(typing, total, a, b):
+    """total + a * b, perhaps rounded once: `options.FLAGS` do not reach operations of vectors."""
+
+    def generate(context, builder, signature, args):
+        once = ("contract",)
+        return builder.fadd(args[0], builder.fmul(args[1], args[2], flags=once), flags=once)
+
+    return (a(total, a, b), generate) if _real(a, b) and total == a else None
+
+
+@intrinsic
 def over(typing, a, b):
     """a / b"""
 

@@ -72,6 +72,9 @@ def _calls(dtype: np.dtype, threads: int) -> Iterator[Callable[[], Any]]:
     small, indices = np.zeros(pool.output_shape, dtype), np.zeros(pool.output_shape, np.int64)
 
     yield lambda: backend.direct_forward(x, weight, None, False, geometry, out, budget)
+    single = conv2d_geometry((2, 2, 8, 8), (2, 1, 3, 3), groups=2)
+    planes = np.zeros(single.output_shape, dtype)
+    yield lambda: backend.direct_forward(x, weight[:2, :1], None, False, single, planes, budget)
     yield lambda: _direct().finite(1, weight.reshape(-1))
     # many weights, so that they are turned by several threads too
     large = conv2d_geometry((2, 96, 3, 3), (96, 96, 3, 3))
