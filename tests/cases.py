@@ -259,6 +259,11 @@ POOL_CASES = (
     *(PoolCase(f"width{w}", (1, 2, 4, w), 2, core=w == 65) for w in (3, 15, 16, 17, 31, 32, 33, 34, 63, 64, 65, 129)),
     *(PoolCase(f"width{w}-3x3-stride2", (1, 2, 5, w), 3, stride=2, padding=1) for w in (16, 17, 33, 64, 65, 130)),
     *(PoolCase(f"width{w}-3x3-stride1", (1, 2, 5, w), 3, stride=1, padding=1) for w in (16, 17, 18, 65)),
+    # planes that do not fit L1, with stride 2: row by row
+    PoolCase("rows-3x3-stride2-padding1", (2, 2, 21, 130), 3, stride=2, padding=1, core=True),
+    PoolCase("rows-3x3-stride2-ceil", (2, 2, 40, 67), 3, stride=2, padding=((2, 1), (0, 2)), ceil_mode=True),
+    PoolCase("rows-3x3-stride2", (1, 3, 19, 143), 3, stride=2),
+    PoolCase("rows-2x2-padding1", (1, 2, 9, 66), 2, stride=2, padding=1),
     PoolCase("many-planes", (5, 37, 4, 4), 2),
     PoolCase("large", (1, 2, 120, 131), 2),
     PoolCase("large-3x3-stride2", (1, 2, 121, 90), 3, stride=2, padding=1),

@@ -141,7 +141,8 @@ def test_one_index_outside_its_plane(window, dtype, engine):
 
 
 @pytest.mark.parametrize(("operation", "shape", "window"), [
-    ("max", (2, 15, 463, 517), (2, 1)), ("max", (2, 15, 463, 517), (5, 1)), ("indices", (2, 10, 461, 519), (3, 1, 1)),
+    ("max", (2, 15, 463, 517), (2, 1)), ("max", (2, 15, 463, 517), (5, 1)),
+    ("max", (2, 15, 925, 1033), (3, 2, 1)), ("indices", (2, 10, 461, 519), (3, 1, 1)),
     ("max_backward", (2, 14, 467, 521), (2, 2)), ("max_backward", (2, 14, 467, 521), (3, 2, 1)),
     ("max_backward", (2, 14, 467, 521), (4, 3)), ("max_backward", (2, 14, 467, 521), (3, 1, 1)),
     ("max_backward", (2, 14, 467, 521), (2, 1)), ("avg", (2, 15, 463, 517), (3, 1, 1)),

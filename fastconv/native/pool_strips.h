@@ -194,9 +194,9 @@ FC_UNROLL
                 for (int i = 0; i < (sh * sw * FC_BYTES + 63) / 64; i++)
                     __builtin_prefetch(ahead + 64 * i);
                 ahead += step;
-                __builtin_prefetch(ahead_out, 1);
-                ahead_out += step_out;
-                if (what == FC_POOL_PLACE) {
+                if (what == FC_POOL_PLACE) { /* most of the traffic is what is written */
+                    __builtin_prefetch(ahead_out, 1);
+                    ahead_out += step_out;
 FC_UNROLL
                     for (int i = 0; i < (FC_LANES * 8 + 63) / 64; i++)
                         __builtin_prefetch(ahead_indices + 64 * i, 1);
@@ -263,65 +263,134 @@ WALKS(2, 2, 1, 1)
 /* By what, window (fc_strip_window), and whether some columns lie outside the image. */
 static const FC_NAME(walk_fn) FC_NAME(walk_table)[3][4][2] = {WALK_TABLE(MAX), WALK_TABLE(PLACE), WALK_TABLE(SUM)};
 
-/* Rows of windows of 2x2 with stride 2 share nothing: row by row, in the order of memory. All windows lie in the image, and a
- * row has LANES of them at least. */
-FC_INLINE void FC_NAME(pair_rows)(const int what, const fc_pooling *pooling, ptrdiff_t first, ptrdiff_t stop, fc_sink *out,
-                                  fc_sink *indices)
+#if FC_BYTES == FC_VECTOR_BYTES
+
+/* One strip of row `y` of a plane's output; `row` is where the image's row of its windows' first cells begins, `kept` where
+ * the parts of rows that the windows share with those above wait. */
+FC_INLINE void FC_NAME(row_strip)(const int what, const int kh, const int kw, const int sh, const int sw, const int edge,
+                                  const fc_pooling *p, const STRIP *s, ptrdiff_t starts, int fresh, ptrdiff_t y, ptrdiff_t row,
+                                  ptrdiff_t column, PART *kept, FC_T *to, int64_t *indices, FC_T *copy)
+{
+    const ptrdiff_t r = y * sh - p->top;
+    PART part[FC_STRIP_TAPS];
+    const ptrdiff_t below = fresh ? r : r + kh - sh; /* the first row that is looked at */
+    FC_NAME(cursor) c = {below, row + (below - r) * p->w + s->first, s->column + (FC_INT)((below < 0 ? 0 : below) * p->w)};
+    if (FC_UNLIKELY(fresh)) {
+FC_UNROLL
+        for (int i = 0; i < kh - sh; i++)
+            part[i] = FC_NAME(next_part)(what, kw, sw, edge, p, s, starts, &c, copy);
+    } else {
+FC_UNROLL
+        for (int i = 0; i < kh - sh; i++) {
+            part[i].value = kept[i].value;
+            part[i].place = what == FC_POOL_PLACE ? kept[i].place : (IVEC){0};
+        }
+    }
+FC_UNROLL
+    for (int i = kh - sh; i < kh; i++)
+        part[i] = FC_NAME(next_part)(what, kw, sw, edge, p, s, starts, &c, copy);
+    PART best = part[0];
+FC_UNROLL
+    for (int i = 1; i < kh; i++)
+        best = FC_NAME(better)(what, best, part[i]);
+FC_UNROLL
+    for (int i = 0; i < kh - sh; i++) {
+        kept[i].value = part[i + sh].value;
+        if (what == FC_POOL_PLACE)
+            kept[i].place = part[i + sh].place;
+    }
+    if (what == FC_POOL_SUM)
+        best.value /= FC_NAME(load)((const FC_T *)p->divisors + p->divisor[y] * p->divisor_step + column);
+    FC_NAME(store)(to + column, best.value);
+    if (what == FC_POOL_PLACE)
+        FC_NAME(store_places)(indices + column, best.place);
+}
+
+/* Rows [first, stop) of output, of at least LANES windows, one after the other: image and result go by in the order of memory,
+ * which reads twice as fast as strips that walk down, and the row that windows share is kept in `scratch`. */
+FC_INLINE void FC_NAME(strip_rows)(const int what, const int kh, const int kw, const int sh, const int sw,
+                                   const int streams, const fc_pooling *pooling, ptrdiff_t first, ptrdiff_t stop, fc_sink *out,
+                                   fc_sink *indices, char *scratch)
 {
     const fc_pooling here = *pooling, *const p = &here; /* a copy that no store can change */
-    const ptrdiff_t w = p->w, ow = p->ow;
-    const IVEC columns = FC_NAME(count)() * 2;
+    const ptrdiff_t ow = p->ow, strips = (ow + LANES - 1) / LANES, span = (LANES - 1) * sw + kw;
+    const ptrdiff_t spans = p->planes * p->h * p->w - span + 1, starts = spans > 0 ? spans : 0;
+    PART *const kept = (PART *)scratch;
+    FC_T copy[2 * FC_LANES + 2] = {0};
+    /* strips with columns beyond the image on the left, and on the right: the last ones cover some windows a second time */
+    const STRIP left = FC_NAME(strip_at)(p, kw, sw, 1, 0);
     ptrdiff_t plane = first / p->oh, y = first % p->oh;
-    for (; first < stop; first++) {
-        const FC_T *const row = (const FC_T *)p->x + (plane * p->h + 2 * y) * w;
-        const FC_T *const divisors = (const FC_T *)p->divisors + (what == FC_POOL_SUM ? p->divisor[y] * p->divisor_step : 0);
-        for (ptrdiff_t q = 0;; q = q + 2 * LANES <= ow ? q + LANES : ow - LANES) { /* the last ones maybe a second time */
-            if (p->streams)
+    for (int fresh = 1; first < stop; first++) {
+        const ptrdiff_t r = y * sh - p->top, row = (plane * p->h + r) * p->w;
+        const char *ahead = (const char *)((const FC_T *)p->x + row + (kh - sh) * p->w) + FC_AHEAD_BYTES / 2;
+        for (ptrdiff_t i = 0; i < strips; i++) {
+            const ptrdiff_t column = i * LANES + LANES <= ow ? i * LANES : ow - LANES, from = column * sw - p->left;
+            if (streams) { /* in the order of memory, whatever the order in which it is needed */
 FC_UNROLL
-                for (int i = 0; i < 2 * FC_BYTES / 64 || !i; i++) {
-                    __builtin_prefetch((const char *)(row + 2 * q) + (FC_AHEAD_BYTES / 2) + 64 * i);
-                    __builtin_prefetch((const char *)(row + w + 2 * q) + (FC_AHEAD_BYTES / 2) + 64 * i);
-                }
-            PART best = FC_NAME(across)(what, 2, 2, 0, NULL, row + 2 * q);
-            PART below = FC_NAME(across)(what, 2, 2, 0, NULL, row + w + 2 * q);
-            if (what == FC_POOL_PLACE) {
-                const IVEC place = columns + (FC_INT)(2 * (y * w + q));
-                best.place += place;
-                below.place += place + (FC_INT)w;
+                for (int line = 0; line < (sh * sw * FC_BYTES + 63) / 64; line++)
+                    __builtin_prefetch(ahead + 64 * line);
+                ahead += sh * sw * FC_BYTES;
             }
-            best = FC_NAME(better)(what, best, below);
-            if (what == FC_POOL_SUM)
-                best.value /= FC_NAME(load)(divisors + q);
-            FC_NAME(store)((FC_T *)out->at + q, best.value);
-            if (what == FC_POOL_PLACE)
-                FC_NAME(store_places)((int64_t *)indices->at + q, best.place);
-            if (q == ow - LANES)
-                break;
+            if (FC_LIKELY(from >= 0 && from + span <= p->w)) {
+                STRIP s;
+                s.first = from;
+                s.column = FC_NAME(count)() * sw + (FC_INT)from;
+                FC_NAME(row_strip)(what, kh, kw, sh, sw, 0, p, &s, starts, fresh, y, row, column, kept + i,
+                                   (FC_T *)out->at, (int64_t *)indices->at, copy);
+            } else {
+                const STRIP s = i ? FC_NAME(strip_at)(p, kw, sw, 1, column) : left;
+                FC_NAME(row_strip)(what, kh, kw, sh, sw, 1, p, &s, starts, fresh, y, row, column, kept + i,
+                                   (FC_T *)out->at, (int64_t *)indices->at, copy);
+            }
         }
         fc_written(out, ow * (ptrdiff_t)sizeof(FC_T));
         if (what == FC_POOL_PLACE)
             fc_written(indices, ow * 8);
+        fresh = 0;
         if (++y == p->oh) {
             y = 0;
             plane++;
+            fresh = 1;
         }
     }
 }
 
+typedef void (*FC_NAME(rows_fn))(const fc_pooling *, ptrdiff_t, ptrdiff_t, fc_sink *, fc_sink *, char *);
+
+#define ROWS(WHAT, KH, KW, SH, SW)                                                                                   \
+    __attribute__((noinline)) static void FC_NAME(rows_##WHAT##_##KH##x##KW##_##SH)(                                  \
+        const fc_pooling *p, ptrdiff_t first, ptrdiff_t stop, fc_sink *out, fc_sink *indices, char *scratch)          \
+    {                                                                                                                \
+        if (p->streams)                                                                                               \
+            FC_NAME(strip_rows)(FC_POOL_##WHAT, KH, KW, SH, SW, 1, p, first, stop, out, indices, scratch);            \
+        else                                                                                                          \
+            FC_NAME(strip_rows)(FC_POOL_##WHAT, KH, KW, SH, SW, 0, p, first, stop, out, indices, scratch);            \
+    }
+#define EACH_ROWS(WHAT) ROWS(WHAT, 2, 2, 2, 2) ROWS(WHAT, 3, 3, 2, 2)
+#define ROWS_TABLE(WHAT) {FC_NAME(rows_##WHAT##_2x2_2), FC_NAME(rows_##WHAT##_3x3_2)}
+EACH_ROWS(MAX)
+EACH_ROWS(PLACE)
+EACH_ROWS(SUM)
+
+/* By what, and window. */
+static const FC_NAME(rows_fn) FC_NAME(rows_table)[3][2] = {ROWS_TABLE(MAX), ROWS_TABLE(PLACE), ROWS_TABLE(SUM)};
+
+#undef ROWS
+#undef EACH_ROWS
+#undef ROWS_TABLE
+#endif
+
 /* Rows [first, stop) of output, counted through all planes. */
 static void FC_NAME(pool_strips)(const fc_pooling *p, const fc_strips *plan, ptrdiff_t first, ptrdiff_t stop,
-                                 fc_sink *out, fc_sink *indices)
+                                 fc_sink *out, fc_sink *indices, char *scratch)
 {
     const ptrdiff_t size = (ptrdiff_t)sizeof(FC_T), strips = plan->strips;
-    if (plan->window == 0 && strips > 1 && !p->top && !p->left && 2 * p->oh <= p->h && 2 * p->ow <= p->w) {
-        if (p->what == FC_POOL_MAX)
-            FC_NAME(pair_rows)(FC_POOL_MAX, p, first, stop, out, indices);
-        else if (p->what == FC_POOL_PLACE)
-            FC_NAME(pair_rows)(FC_POOL_PLACE, p, first, stop, out, indices);
-        else
-            FC_NAME(pair_rows)(FC_POOL_SUM, p, first, stop, out, indices);
+#if FC_BYTES == FC_VECTOR_BYTES
+    if (plan->kept) {
+        FC_NAME(rows_table)[p->what][plan->window](p, first, stop, out, indices, scratch);
         return;
     }
+#endif
     const ptrdiff_t line = p->w * p->sh * size; /* input of one row of output */
     fc_walk walk = {.plane = first / p->oh,
                     .row = first % p->oh,
@@ -337,9 +406,9 @@ static void FC_NAME(pool_strips)(const fc_pooling *p, const fc_strips *plan, ptr
             walk.planes = plan->planes;
         /* prefetch in the order of memory, a band ahead, whatever the order in which strips need it */
         walk.ahead = (const char *)p->x + (walk.plane * p->h + walk.row * p->sh) * p->w * size + distance;
-        walk.ahead_out = out->at + distance / line * p->ow * size;
         walk.room = (out->end - out->at) / size;
         if (p->what == FC_POOL_PLACE) {
+            walk.ahead_out = out->at + distance / line * p->ow * size;
             walk.ahead_indices = indices->at + distance / line * p->ow * 8;
             walk.room = (indices->end - indices->at) / 8 < walk.room ? (indices->end - indices->at) / 8 : walk.room;
             walk.indices = (int64_t *)indices->at;

@@ -3,7 +3,8 @@
  * Windows are separable. Forward, the cells of a window are first combined along its rows ("across"), then those parts
  * from row to row ("down"): the first of equal cells in row-major order comes out, and each row is read once.
  *
- * pool_strips.h   the common small windows, in registers: LANES windows side by side (a strip) walk down the rows.
+ * pool_strips.h   the common small windows, in registers: LANES windows side by side (a strip) walk down the rows; with
+ *                 stride 2, where memory is the limit, strips of one row follow each other.
  * pool_any.h      any window, row by row through buffers in L1; and whole planes.
  * pool_gradients.h, pool_shifts.h    the gradients.
  *
@@ -38,6 +39,7 @@ typedef struct {
     ptrdiff_t band;        /* rows of output that they walk down together, */
     ptrdiff_t planes;      /* and whole planes, where they are small */
     ptrdiff_t cells;       /* the most cells of output between two calls of fc_written */
+    ptrdiff_t kept;        /* row by row instead: bytes of what rows share, of a thread */
 } fc_strips;
 
 /* A strip's way down: windows from column `column` on, rows [row, row + rows) of each of `planes` planes. */
@@ -47,7 +49,7 @@ typedef struct {
     int64_t *indices;
     ptrdiff_t room;        /* elements that may be written from there on */
     const char *ahead;     /* what to prefetch next, and how far that moves from row to row */
-    const char *ahead_out, *ahead_indices;
+    const char *ahead_out, *ahead_indices; /* with indices: of the result */
     ptrdiff_t step, step_out, step_indices;
 } fc_walk;
 
@@ -60,13 +62,18 @@ enum {
 static fc_strips fc_plan_strips(const fc_pooling *p, int window, ptrdiff_t itemsize, ptrdiff_t lanes)
 {
     const ptrdiff_t line = p->w * p->sh * itemsize;
-    fc_strips plan = {window, (p->ow + lanes - 1) / lanes, p->oh, 1, 0};
+    fc_strips plan = {window, (p->ow + lanes - 1) / lanes, p->oh, 1, 0, 0};
     if (plan.strips == 1 && line * p->oh <= FC_BAND_BYTES) {
         plan.planes = FC_BAND_BYTES / (line * p->oh);
     } else {
         const ptrdiff_t most = FC_BAND_BYTES / line > FC_BAND_ROWS ? FC_BAND_BYTES / line : FC_BAND_ROWS;
         const ptrdiff_t bands = (p->oh + most - 1) / most;
         plan.band = (p->oh + bands - 1) / bands; /* of even height */
+    }
+    /* small planes are in L1 in any order; at stride 1 it is arithmetic that counts */
+    if (plan.strips > 1 && p->sh > 1 && (plan.band < p->oh || p->kh == p->sh)) {
+        plan.band = 1;
+        plan.kept = plan.strips * 2 * FC_VECTOR_BYTES;
     }
     plan.cells = plan.planes * plan.band * p->ow;
     return plan;
@@ -302,6 +309,7 @@ static fc_pool_plan fc_plan_pool(const fc_pooling *pooling, int way, ptrdiff_t i
                 plan.lanes /= 2;
             plan.strips = fc_plan_strips(p, window, itemsize, plan.lanes);
             cells = plan.strips.cells;
+            plan.bytes = plan.strips.kept;
         } else {
             plan.way = FC_POOL_ANY;
             plan.any = fc_plan_any(p, itemsize);
@@ -311,7 +319,10 @@ static fc_pool_plan fc_plan_pool(const fc_pooling *pooling, int way, ptrdiff_t i
     const ptrdiff_t result = plan.pieces * plan.piece * (itemsize + 8 * placed);
     const ptrdiff_t image = p->planes * p->h * p->w, windows_ = p->planes * p->oh * p->ow;
     plan.traffic = (image + windows_) * itemsize + (placed || way == FC_POOL_CHOSEN ? windows_ * 8 : 0);
-    p->streams = plan.traffic >= FC_PREFETCH_BYTES;
+    /* in the order of memory the hardware's own prefetching is enough out of a cache, and ours costs up to a third */
+    const int in_order = plan.way == FC_POOL_STRIPS ? plan.strips.kept || plan.strips.band == p->oh
+                                                    : plan.way == FC_POOL_SHARED && plan.chosen.band == p->oh;
+    p->streams = plan.traffic >= (in_order ? FC_STREAM_BYTES : FC_PREFETCH_BYTES);
     plan.bytes = fc_round_up(plan.bytes, FC_LINE);
     if (result >= FC_STREAM_BYTES)
         plan.sink = fc_round_up(fc_sink_bytes(cells * (placed ? 8 : itemsize)), FC_LINE);
@@ -319,7 +330,7 @@ static fc_pool_plan fc_plan_pool(const fc_pooling *pooling, int way, ptrdiff_t i
     return plan;
 }
 
-#define FC_RUN_STRIPS(TYPE) fc_pool_strips_##TYPE(&plan->p, &plan->strips, first, stop, &to, &places)
+#define FC_RUN_STRIPS(TYPE) fc_pool_strips_##TYPE(&plan->p, &plan->strips, first, stop, &to, &places, scratch)
 
 /* Pieces [first, stop) of a plan, into `out`, and into or from `indices`. Returns 0 where indices are not right. */
 static int fc_pool_pieces(const fc_pool_plan *plan, void *out, int64_t *indices, ptrdiff_t first, ptrdiff_t stop,

@@ -174,7 +174,7 @@ typedef struct {
 enum {
     FC_PREFETCH_BYTES = 1 << 20, /* what is smaller is likely to be in the caches */
     FC_LINE = 64,              /* bytes of a cache line */
-    FC_SINK_BYTES = 8192,      /* a buffer is emptied when it holds so much */
+    FC_SINK_BYTES = 2048,      /* a buffer is emptied when it holds so much: few, so that reading goes on meanwhile */
     FC_SLACK_BYTES = 256,      /* what vectors may write beyond the bytes that count */
     FC_STREAM_BYTES = 25165824 /* results from this size on bypass the caches */
 };
