@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import math
+import operator
+from functools import cached_property
+from numbers import Real
 from typing import Any, Literal, overload
 
 import numpy as np
@@ -37,9 +40,11 @@ def _adaptive_size(output_size: Any, size: Pair) -> Pair:
     return as_pair("output_size", size if output_size is None else output_size)
 
 
-def _bounds(size: int, out: int) -> list[Pair]:
-    """First cell of each window along one axis, and the one behind its last."""
-    return [(i * size // out, -(-(i + 1) * size // out)) for i in range(out)]
+def _bounds(size: int, out: int) -> Array:
+    """First cell of each window along one axis, and the one behind its last, ``(out, 2)``."""
+    memory.check_bytes(f"an output_size of {out} along an axis", 4 * 8 * out)
+    edges = np.arange(out + 1, dtype=np.int64) * size  # both at most 2**31
+    return np.stack([edges[:-1] // out, -(-edges[1:] // out)], axis=1)
 
 
 class _Windows:
@@ -53,24 +58,29 @@ class _Windows:
         self.size, self.out_size = size, _adaptive_size(output_size, size)
         self.equal = size[0] % self.out_size[0] == size[1] % self.out_size[1] == 0
         self.bounds = [_bounds(n, out) for n, out in zip(size, self.out_size, strict=True)]
-        self.kernel = tuple(max(stop - start for start, stop in axis) for axis in self.bounds)
-        places = [np.array(axis)[:, :1] + np.arange(longest) for axis, longest in
-                  zip(self.bounds, self.kernel, strict=True)]
-        stops = [np.array(axis)[:, 1:] for axis in self.bounds]
-        #: For each cell of the equal windows, row by row and column by column: where it is, and whether it fills up.
-        self.rows, self.columns = (np.minimum(place, stop - 1).ravel() for place, stop in zip(places, stops, strict=True))
-        self.filling = [np.flatnonzero((place >= stop).ravel()) for place, stop in zip(places, stops, strict=True)]
+        self.kernel = tuple(int((axis[:, 1] - axis[:, 0]).max()) for axis in self.bounds)
+
+    @cached_property
+    def cells(self) -> tuple[list[Array], list[Array]]:
+        """For the rows and for the columns of the equal windows: where each is in the image, and which only fill up."""
+        memory.check_bytes(f"an output_size of {self.out_size} for a size of {self.size}",
+                           4 * 8 * sum(map(operator.mul, self.out_size, self.kernel)))
+        places = [axis[:, :1] + np.arange(longest) for axis, longest in zip(self.bounds, self.kernel, strict=True)]
+        stops = [axis[:, 1:] for axis in self.bounds]
+        return ([np.minimum(place, stop - 1).ravel() for place, stop in zip(places, stops, strict=True)],
+                [np.flatnonzero((place >= stop).ravel()) for place, stop in zip(places, stops, strict=True)])
 
     def gather(self, x: Array) -> Array:
         if self.equal:
             return x
-        shape = (*x.shape[:-2], len(self.rows), len(self.columns))
-        memory.check_bytes(f"the windows, of shape {shape},", math.prod(shape) * x.itemsize)
-        return x[..., self.rows, :][..., self.columns]
+        rows, columns = self.cells[0]
+        shape = (*x.shape[:-2], len(rows), len(columns))
+        memory.check_bytes(f"the windows of output_size {self.out_size}, of shape {shape},", math.prod(shape) * x.itemsize)
+        return x[..., rows, :][..., columns]
 
     def counts(self) -> Array:
         """Cells of each window, ``(OH, OW)``."""
-        rows, columns = (np.array([stop - start for start, stop in axis]) for axis in self.bounds)
+        rows, columns = (axis[:, 1] - axis[:, 0] for axis in self.bounds)
         return rows[:, None] * columns
 
 
@@ -102,8 +112,9 @@ def adaptive_avg_pool2d(x: ArrayLike, output_size: Any) -> Array:
         return avg_pool2d(image, windows.kernel)
     dtype = _average_dtype(image.dtype)
     cells = windows.gather(_prepared("x", image, dispatch.compute_dtype(dtype)))
-    cells[..., windows.filling[0], :] = 0
-    cells[..., windows.filling[1]] = 0
+    rows, columns = windows.cells[1]
+    cells[..., rows, :] = 0
+    cells[..., columns] = 0
     total = avg_pool2d(cells, windows.kernel, divisor_override=1)
     with np.errstate(all="ignore"):
         total /= windows.counts().astype(total.real.dtype)
@@ -135,11 +146,12 @@ def adaptive_avg_pool2d_backward(dout: ArrayLike, input_shape: Any) -> Array:
     size = _image_size("input_shape", shape)
     if gradient.shape[:-2] != shape[:-2]:
         raise ValueError(f"dout must have the batch and channels of input_shape {shape}, got dout.shape {gradient.shape}")
+    dtype = _average_dtype(gradient.dtype)
+    compute = dispatch.compute_dtype(dtype)
+    memory.check_bytes(f"the result, of input_shape {shape},", math.prod(shape) * compute.itemsize)
     windows = _Windows(size, gradient.shape[-2:])
     if windows.equal:
         return avg_pool2d_backward(gradient, shape, windows.kernel)
-    dtype = _average_dtype(gradient.dtype)
-    compute = dispatch.compute_dtype(dtype)
     with np.errstate(all="ignore"):
         share = gradient.astype(compute) / windows.counts().astype(compute)
         lines = np.zeros((*shape[:-1], windows.out_size[1]), compute)
@@ -187,7 +199,8 @@ def adaptive_max_pool2d(x: ArrayLike, output_size: Any, return_indices: bool = F
     values, indices = max_pool2d(cells, windows.kernel, return_indices=True)
     if not windows.equal:
         row, column = np.divmod(indices, cells.shape[-1])
-        indices = windows.rows[row] * windows.size[1] + windows.columns[column]
+        rows, columns = windows.cells[0]
+        indices = rows[row] * windows.size[1] + columns[column]
     return values, indices
 
 
@@ -277,9 +290,12 @@ def _lp_arguments(x: ArrayLike, norm_type: Any) -> tuple[Array, float, np.dtype]
     image = _as_array("x", x, (3, 4))
     if image.dtype.kind == "c":
         raise TypeError(f"x must be real, got dtype {image.dtype}")
-    if isinstance(norm_type, (bool, str)) or not np.isscalar(norm_type):
+    if isinstance(norm_type, bool) or not isinstance(norm_type, Real):
         raise TypeError(f"norm_type must be a number, got {norm_type!r}")
-    p = float(norm_type)  # type: ignore[arg-type]
+    try:
+        p = float(norm_type)
+    except OverflowError:
+        raise ValueError(f"norm_type must be infinity or a number that a float holds, got {norm_type!r}") from None
     if not p > 0:
         raise ValueError(f"norm_type must be above 0, got {norm_type!r}")
     return image, p, _average_dtype(image.dtype)

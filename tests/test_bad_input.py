@@ -40,6 +40,13 @@ CALLS: dict[str, dict[str, Any]] = {
     "avg_pool2d_backward": {"dout": ones(2, 4, 2, 3), "input_shape": (2, 4, 8, 9), "kernel_size": 3},
     "global_avg_pool2d": {"x": ones(2, 4, 8, 9)},
     "global_max_pool2d": {"x": ones(2, 4, 8, 9)},
+    "adaptive_avg_pool2d": {"x": ones(2, 4, 8, 9), "output_size": (3, 4)},
+    "adaptive_avg_pool2d_backward": {"dout": ones(2, 4, 3, 4), "input_shape": (2, 4, 8, 9)},
+    "adaptive_max_pool2d": {"x": ones(2, 4, 8, 9), "output_size": (3, 4)},
+    "lp_pool2d": {"x": ones(2, 4, 8, 9), "norm_type": 2, "kernel_size": 3},
+    "lp_pool2d_backward": {"dout": ones(2, 4, 2, 3), "x": ones(2, 4, 8, 9), "norm_type": 2, "kernel_size": 3},
+    "max_unpool2d": {"x": ones(2, 4, 2, 3), "indices": np.zeros((2, 4, 2, 3), int), "kernel_size": 3},
+    "max_unpool2d_backward": {"dout": ones(2, 4, 8, 9), "indices": np.zeros((2, 4, 2, 3), int)},
     "pack_weight": {"weight": ones(6, 2, 3, 3), "input_shape": (2, 4, 8, 9), "groups": 2},
     "plan_conv2d": {"x_shape": (2, 4, 8, 9), "weight_shape": (6, 2, 3, 3), "groups": 2},
     "conv_output_size": {"size": (8, 9), "kernel": 3},
@@ -65,7 +72,14 @@ ARRAYS: dict[str, Callable[[np.ndarray], tuple[Any, type[Exception]]]] = {
 #: Fits any function alone, or may be left out.
 FITS = {("im2col", "x", "one larger"), ("max_pool2d", "x", "one larger"), ("avg_pool2d", "x", "one larger"),
         ("global_avg_pool2d", "x", "one larger"), ("global_max_pool2d", "x", "one larger"),
-        ("conv2d", "bias", "none"), ("conv_transpose2d", "bias", "none")}
+        *((f"adaptive_{kind}_pool2d", "x", "one larger") for kind in ("avg", "max")), ("lp_pool2d", "x", "one larger"),
+        ("conv2d", "bias", "none"), ("conv_transpose2d", "bias", "none"),
+        *((f"adaptive_{kind}_pool2d", "output_size", "a pair with none") for kind in ("avg", "max"))}
+
+#: What is wrong in another way than elsewhere: unpooling takes no names, and its size is a shape, which is no number.
+OTHERWISE: dict[tuple[str, str, str], type[Exception]] = {
+    ("max_unpool2d", "padding", "text"): TypeError,
+    **{("max_unpool2d", "output_size", what): TypeError for what in ("negative", "huge", "over 64 bits", "zero")}}
 
 #: What no int may be, and no pair of ints.
 NUMBERS: dict[str, tuple[Any, type[Exception]]] = {
@@ -105,6 +119,12 @@ KINDS: dict[str, dict[str, tuple[Any, type[Exception]]]] = {
     "direction": {"unknown": ("upward", ValueError)}, "dtype": {"text": ("U4", TypeError), "objects": (object, TypeError)},
     "need": {"unknown": (("dy",), ValueError), "a number": (3, TypeError)},
     "size": {**NUMBERS, **PAIRS, "zero": (0, ValueError)},
+    "output_size": {**NUMBERS, **PAIRS, "zero": (0, ValueError)},
+    "norm_type": {"none": (None, TypeError), "text": ("2", TypeError), "bytes": (b"2", TypeError), "a bool": (True, TypeError),
+                  "numpy's bool": (np.True_, TypeError), "an array": (ones(2), TypeError), "nan": (nan, ValueError),
+                  "complex": (1j, TypeError), "a date": (np.datetime64("2020-01-01"), TypeError), "zero": (0, ValueError),
+                  "negative": (-2.0, ValueError), "over a float": (10**400, ValueError)},
+    "padding_mode": NAMES,
 }
 
 Wrong = tuple[str, str, str, Any, type[Exception]]
@@ -119,7 +139,8 @@ def wrong_calls() -> Iterator[Wrong]:
                         yield (function, name, what, *make(value))
         for name in inspect.signature(getattr(fastconv, function)).parameters:
             for what, (value, error) in KINDS.get(name, {}).items():
-                yield function, name, what, value, error
+                if (function, name, what) not in FITS:
+                    yield function, name, what, value, OTHERWISE.get((function, name, what), error)
         if "out" in inspect.signature(getattr(fastconv, function)).parameters:
             yield from wrong_outs(function)
 
@@ -153,6 +174,13 @@ MORE: list[Wrong] = [
         ("behind the plane", 72, ValueError), ("before the plane", -1, ValueError), ("the largest", 2**63 - 1, ValueError),
         ("the smallest", -2**63, ValueError), ("the largest unsigned", np.uint64(2**64 - 1), ValueError),
         ("floats", 1.0, TypeError), ("bools", True, TypeError), ("nan", nan, TypeError))),
+    *(("max_unpool2d", "indices", what, indices(value), error) for what, value, error in (
+        ("behind the plane", 54, ValueError), ("before the plane", -1, ValueError), ("floats", 1.0, TypeError))),
+    *(("max_unpool2d_backward", "indices", what, indices(value), error) for what, value, error in (
+        ("behind the plane", 72, ValueError), ("the largest unsigned", np.uint64(2**64 - 1), ValueError))),
+    ("max_unpool2d", "output_size", "a stride away", (9, 9), ValueError),
+    *((f"adaptive_{kind}_pool2d", "output_size", "more than memory", (2**31 - 1, 7), MemoryError) for kind in ("avg", "max")),
+    ("adaptive_avg_pool2d_backward", "input_shape", "more than memory", (2, 4, 2**31 - 1, 2**31 - 1), MemoryError),
     ("conv2d", "weight", "of other groups", ones(6, 4, 3, 3), ValueError),
     ("conv2d", "weight", "that groups do not divide", ones(5, 2, 3, 3), ValueError),
     ("conv2d", "bias", "of two axes", ones(6, 1), ValueError),
