@@ -7,9 +7,11 @@ from functools import cache
 import numpy as np
 import pytest
 from cases import CORE_POOL_CASES, POOL_CASES, PoolCase
+from processes import output_of
 
 import fastconv
 from fastconv import reference
+from fastconv.options import backend_available
 
 FLOATS = ("float32", "float64")
 OTHERS = ("int8", "uint8", "int16", "uint16", "int32", "uint32", "int64", "uint64", "float16")
@@ -251,3 +253,58 @@ def test_global_pools(shape, dtype, engine, assert_accurate):
     np.testing.assert_array_equal(largest, reference.global_max_pool2d(x))
     # A pooling whose window is the image.
     np.testing.assert_array_equal(largest.ravel(), fastconv.max_pool2d(x, shape[2:]).ravel())
+
+
+@pytest.mark.parametrize("dilation", [1, 2, 3, 4, 6, 9])
+@pytest.mark.parametrize("stride", [3, 4, 5, 6, 8, 12, 31])
+def test_residues_of_taps(stride, dilation, engine, assert_accurate):
+    """Taps whose places are equal modulo the stride: kernels keep tables of them, of as many as come before they repeat."""
+    rng = np.random.default_rng(stride * dilation)
+    x = rng.integers(-9, 10, (1, 2, 40, 61)).astype(np.float64)
+    how = {"kernel_size": (4, 7), "stride": stride, "padding": 3, "dilation": dilation}
+    values, places = fastconv.max_pool2d(x, **how, return_indices=True)
+    want = reference.max_pool2d(x, **how, return_indices=True)
+    np.testing.assert_array_equal(values, want[0])
+    np.testing.assert_array_equal(places, want[1])
+    np.testing.assert_allclose(fastconv.avg_pool2d(x, **how), reference.avg_pool2d(x, **how), rtol=1e-13, atol=1e-13)
+    np.testing.assert_allclose(fastconv.avg_pool2d_backward(values, x.shape, **how),
+                               reference.avg_pool2d_backward(values, x.shape, **how), rtol=1e-13, atol=1e-13)
+    how = {"stride": stride, "dilation": dilation}
+    col = fastconv.im2col(x, 4, 7, pad=3, **how)
+    np.testing.assert_array_equal(col, reference.im2col(x, 4, 7, pad=3, **how))
+    for layout in ("rows", "columns"):
+        part = fastconv.im2col(x, 4, 7, pad=3, **how, layout=layout)
+        np.testing.assert_array_equal(fastconv.col2im(part, x.shape, 4, 7, pad=3, **how, layout=layout),
+                                      reference.col2im(part, x.shape, 4, 7, pad=3, **how, layout=layout))
+    weight = rng.integers(-9, 10, (3, 2, 4, 7)).astype(np.float64)
+    out = fastconv.conv2d(x, weight, padding=3, **how, algorithm="direct")
+    np.testing.assert_array_equal(out, reference.conv2d(x, weight, padding=3, **how))
+    np.testing.assert_array_equal(fastconv.conv2d_backward_data(out, weight, x.shape, padding=3, **how, algorithm="direct"),
+                                  reference.conv2d_backward_data(out, weight, x.shape, padding=3, **how))
+
+
+@pytest.mark.skipif(not backend_available("cython"), reason="without the extension modules")
+@pytest.mark.parametrize("axis", ["width", "height"])
+def test_windows_of_a_long_signal(axis):
+    """Of a hundred thousand cells, moved by as many: to number their taps took minutes, hours in the gradients."""
+    printed = output_of("""
+    import sys
+    import numpy as np
+    import fastconv
+    length, k = 1_000_000, 100_000
+    x = np.random.default_rng(0).integers(-9, 10, (2, 1, length)).astype("f4")
+    parts = x.reshape(2, 1, length // k, k)
+    shape, window = ((1, 2, length), (1, k)) if sys.argv[1] == "width" else ((2, length, 1), (k, 1))
+    signal, small = x.reshape(shape), lambda values: values.reshape(2, 1, length // k)
+    values, where = fastconv.max_pool2d(signal, window, return_indices=True)
+    mean = fastconv.avg_pool2d(signal, window)
+    spread = fastconv.avg_pool2d_backward(np.ones_like(mean), shape, window)
+    weight = np.ones((shape[0], 1, *window), "f4")
+    data = fastconv.conv2d_backward_data(values, weight, shape, window, groups=shape[0], algorithm="direct")
+    back = fastconv.col2im(fastconv.im2col(signal, *window, window), shape, *window, window)
+    wide = np.repeat(parts.max(3), k, 2)
+    print(np.array_equal(small(values), parts.max(3)), np.abs(small(mean) - parts.mean(3)).max() < 1e-4,
+          np.array_equal(signal.ravel()[(where + np.arange(shape[0])[:, None, None] * signal[0].size).ravel()], values.ravel()),
+          np.allclose(spread, 1 / k), np.array_equal(data.reshape(2, 1, length), wide), np.array_equal(back, signal))
+    """, axis)
+    assert printed == "True " * 5 + "True\n"

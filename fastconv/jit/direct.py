@@ -621,9 +621,8 @@ class Plan:
 
 def _phases(kernel: int, gap: int, step: int) -> tuple[list[int], list[int]]:
     """The distinct residues of the taps k*gap modulo step, and each tap's place among them."""
-    residues = [k * gap % step for k in range(kernel)]
-    distinct = list(dict.fromkeys(residues))
-    return distinct, [distinct.index(residue) for residue in residues]
+    count = _phase_count(kernel, gap, step)
+    return [k * gap % step for k in range(count)], [k % count for k in range(kernel)]
 
 
 def _phase_count(kernel: int, gap: int, step: int) -> int:

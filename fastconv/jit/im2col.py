@@ -30,6 +30,7 @@ vpermt2ps, and masks by vpcmpgtd; "rows" moves xmm; sums are vaddps. Strides bey
 
 from __future__ import annotations
 
+import math
 from functools import lru_cache
 
 import numpy as np
@@ -119,11 +120,13 @@ def seen_by(geometry: Window2dGeometry, axis: int) -> Array:
     Cell t*stride + e is seen by windows ``t + shift[k]`` with taps ``tap[k]`` for k from start[e] to start[e + 1]; here are
     start, tap and shift one behind the other.
     """
-    stride, taps = geometry.stride[axis], range(geometry.kernel[axis])
+    stride, taps = geometry.stride[axis], geometry.kernel[axis]
     before, dilation = geometry.pads[axis][0], geometry.dilation[axis]
+    period = stride // math.gcd(dilation, stride)  # of the residues of taps: each comes up once in it
+    first = {(j * dilation - before) % stride: j for j in range(min(taps, period))}
     start, tap, shift = [0], [], []
     for e in range(stride):
-        here = [j for j in taps if (e + before - j * dilation) % stride == 0]
+        here = range(first.get(e, taps), taps, period)
         tap += here
         shift += [(e + before - j * dilation) // stride for j in here]
         start.append(len(tap))

@@ -82,6 +82,8 @@ cdef extern from "vectors.h" nogil:
     enum: FC_STREAM_BYTES
     void fc_stream(char*, const char*, Py_ssize_t)
     void fc_stream_end()
+    Py_ssize_t fc_gcd(Py_ssize_t, Py_ssize_t)
+    Py_ssize_t fc_first_tap(Py_ssize_t residue, Py_ssize_t stride, Py_ssize_t dilation, Py_ssize_t taps)
 
 cdef extern from "depthwise.h" nogil:
     ctypedef struct fc_depthwise:
@@ -185,17 +187,11 @@ cdef inline void pad_rows(real* to, Py_ssize_t length, Py_ssize_t rows, Py_ssize
 cdef Py_ssize_t residues(Py_ssize_t kernel, Py_ssize_t dilation, Py_ssize_t stride, Py_ssize_t* phase,
                          Py_ssize_t* slot) noexcept nogil:
     """The distinct residues of the taps k*dilation modulo stride: their values, each tap's slot, and their number."""
-    cdef Py_ssize_t k, s, count = 0, residue
+    cdef Py_ssize_t k, count = least(kernel, stride // fc_gcd(dilation, stride))  # then they come up again, in the same order
     for k in range(kernel):
-        residue = k * dilation % stride
-        for s in range(count):
-            if phase[s] == residue:
-                break
-        else:
-            s = count
-            phase[count] = residue
-            count += 1
-        slot[k] = s
+        slot[k] = k % count
+        if k < count:
+            phase[k] = k * dilation % stride
     return count
 
 
@@ -624,11 +620,14 @@ cdef void plan_backward(Correlation* job, const Window* v, Py_ssize_t itemsize, 
         for x in range(axis_classes(v.w, v.sw)):
             a, b = (y + v.top) % v.sh, (x + v.left) % v.sw  # y and x are the first rows and columns of the class
             each = 0
-            for i in range(v.kh):
-                for j in range(v.kw):
-                    if i * v.dh % v.sh == a and j * v.dw % v.sw == b:
-                        tap[each] = i * v.kw + j
-                        each += 1
+            i = fc_first_tap(a, v.sh, v.dh, v.kh)
+            while i < v.kh:
+                j = fc_first_tap(b, v.sw, v.dw, v.kw)
+                while j < v.kw:
+                    tap[each] = i * v.kw + j
+                    each += 1
+                    j += v.sw // fc_gcd(v.dw, v.sw)
+                i += v.sh // fc_gcd(v.dh, v.sh)
             for k in range(kg):
                 for i in range(each):
                     at[k * each + i] = (k * f.plane + (far_h - tap[i] // v.kw * v.dh // v.sh) * f.length

@@ -22,6 +22,7 @@ static FC_NAME(sums) FC_NAME(lay_out_sums)(const fc_lowering *l, ptrdiff_t step,
 {
     FC_NAME(sums) s;
     ptrdiff_t sorted = 0, low = 0, high = 0;
+    const ptrdiff_t period = l->sw / fc_gcd(l->dw, l->sw);
     s.start = (ptrdiff_t *)scratch;
     s.shift = s.start + l->sw + 1;
     s.offset = s.shift + l->kw;
@@ -30,14 +31,13 @@ static FC_NAME(sums) FC_NAME(lay_out_sums)(const fc_lowering *l, ptrdiff_t step,
     s.row = (const FC_T **)(s.back + l->sh);
     for (ptrdiff_t e = 0; e < l->sw; e++) {
         s.start[e] = sorted;
-        for (ptrdiff_t j = 0; j < l->kw; j++)
-            if ((e + l->left - j * l->dw) % l->sw == 0) {
-                const ptrdiff_t shift = (e + l->left - j * l->dw) / l->sw;
-                low = shift < low ? shift : low;
-                high = shift > high ? shift : high;
-                s.shift[sorted] = shift;
-                s.offset[sorted++] = j * step + shift;
-            }
+        for (ptrdiff_t j = fc_first_tap(e + l->left, l->sw, l->dw, l->kw); j < l->kw; j += period) {
+            const ptrdiff_t shift = (e + l->left - j * l->dw) / l->sw;
+            low = shift < low ? shift : low;
+            high = shift > high ? shift : high;
+            s.shift[sorted] = shift;
+            s.offset[sorted++] = j * step + shift;
+        }
     }
     s.start[l->sw] = sorted;
     s.from = -low;

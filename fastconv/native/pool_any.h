@@ -48,17 +48,8 @@ static FC_NAME(buffers) FC_NAME(lay_out)(const fc_pooling *p, const fc_any *a, c
         b.lines[i] = outside;
     for (ptrdiff_t i = 0; i < a->slots; i++)
         b.held[i] = -1;
-    for (ptrdiff_t j = 0; j < p->kw; j++) {
-        ptrdiff_t line = 0; /* residues are numbered as they come up */
-        for (ptrdiff_t k = 0; k < j && p->sw > 1; k++)
-            if (k * p->dw % p->sw == j * p->dw % p->sw) {
-                line = b.tap[k] / a->line;
-                break;
-            } else if (b.tap[k] / a->line >= line) {
-                line = b.tap[k] / a->line + 1;
-            }
-        b.tap[j] = line * a->line + j * p->dw / p->sw;
-    }
+    for (ptrdiff_t j = 0; j < p->kw; j++) /* residues are numbered as they come up */
+        b.tap[j] = j % a->lines * a->line + j * p->dw / p->sw;
     if (p->what == FC_POOL_PLACE)
         for (ptrdiff_t q = 0; q < a->pitch; q++) {
             const ptrdiff_t start = q * p->sw - p->left;
@@ -102,17 +93,14 @@ FC_UNROLL
 FC_INLINE void FC_NAME(any_across)(const int what, const int vectors, const fc_pooling *p, const fc_any *a,
                                    const FC_NAME(buffers) *b, const FC_T *x, ptrdiff_t r, FC_T *values, FC_INT *places)
 {
-    ptrdiff_t laid = 0;
-    for (ptrdiff_t j = 0; j < p->kw && laid < a->lines; j++)
-        if (b->tap[j] / a->line == laid) { /* the first tap of its residue */
-            const ptrdiff_t residue = j * p->dw % p->sw;
-            const ptrdiff_t first = (p->left - residue + p->sw - 1) / p->sw;
-            const ptrdiff_t column = first * p->sw + residue - p->left;
-            if (column < p->w)
-                FC_ELEMENT(every)(b->lines + laid * a->line + first, x + r * p->w + column, p->sw,
-                               (p->w - column + p->sw - 1) / p->sw);
-            laid++;
-        }
+    for (ptrdiff_t j = 0; j < a->lines; j++) { /* the first tap of each residue */
+        const ptrdiff_t residue = j * p->dw % p->sw;
+        const ptrdiff_t first = (p->left - residue + p->sw - 1) / p->sw;
+        const ptrdiff_t column = first * p->sw + residue - p->left;
+        if (column < p->w)
+            FC_ELEMENT(every)(b->lines + j * a->line + first, x + r * p->w + column, p->sw,
+                              (p->w - column + p->sw - 1) / p->sw);
+    }
     const FC_INT base = (FC_INT)(r * p->w);
     ptrdiff_t q = 0;
     for (; q + (vectors - 1) * LANES < p->ow; q += vectors * LANES)

@@ -50,11 +50,11 @@ static FC_NAME(spread) FC_NAME(lay_out_spread)(const fc_pooling *p, const fc_spr
     b.divided = first / p->h * p->oh;
 
     ptrdiff_t sorted = 0;
+    const ptrdiff_t period = p->sw / fc_gcd(p->dw, p->sw);
     for (ptrdiff_t e = 0; e < p->sw; e++) { /* column t*sw + e is tap j of window t + (e + left - j*dw)/sw */
         b.start[e] = sorted;
-        for (ptrdiff_t j = 0; j < p->kw; j++)
-            if ((e + p->left - j * p->dw) % p->sw == 0)
-                b.tap[sorted++] = (j * p->dw - e - p->left) / p->sw;
+        for (ptrdiff_t j = fc_first_tap(e + p->left, p->sw, p->dw, p->kw); j < p->kw; j += period)
+            b.tap[sorted++] = (j * p->dw - e - p->left) / p->sw;
         b.taps[e] = sorted - b.start[e];
     }
     for (ptrdiff_t i = 0; i < a->slots; i++)

@@ -173,13 +173,7 @@ static fc_any fc_plan_any(const fc_pooling *p, ptrdiff_t itemsize)
     const ptrdiff_t lanes = FC_VECTOR_BYTES / itemsize, extent = p->dh * (p->kh - 1) + 1;
     fc_any a;
     a.pitch = fc_round_up(p->ow, lanes);
-    a.lines = 1;
-    for (ptrdiff_t j = 1; j < p->kw && a.lines < p->sw; j++) {
-        ptrdiff_t k = 0;
-        while (k < j && k * p->dw % p->sw != j * p->dw % p->sw)
-            k++;
-        a.lines += k == j;
-    }
+    a.lines = fc_min(p->kw, p->sw / fc_gcd(p->dw, p->sw)); /* residues of taps: then they come up again, in the same order */
     /* as far as the image goes, and as far as the last windows look */
     const ptrdiff_t image = (p->left + p->w + p->sw - 1) / p->sw, last = a.pitch + p->dw * (p->kw - 1) / p->sw;
     a.line = fc_round_up(image > last ? image : last, lanes) + lanes;

@@ -135,20 +135,6 @@ static ptrdiff_t fc_min(ptrdiff_t a, ptrdiff_t b) { return a < b ? a : b; }
 static ptrdiff_t fc_max(ptrdiff_t a, ptrdiff_t b) { return a > b ? a : b; }
 static ptrdiff_t fc_round_up(ptrdiff_t a, ptrdiff_t unit) { return (a + unit - 1) / unit * unit; }
 
-/* Which rows of windows have a row of the image, by the residue of its number (counted from the padding's first row) modulo
- * the stride: its last[residue]-th tap row is that of window row number/stride + back[residue]. The other ones follow in
- * steps of stride/g taps, dilation/g rows of windows back each time, with g their greatest common divisor. */
-static void fc_window_rows(ptrdiff_t taps, ptrdiff_t stride, ptrdiff_t dilation, ptrdiff_t *last, ptrdiff_t *back)
-{
-    for (ptrdiff_t residue = 0; residue < stride; residue++) {
-        ptrdiff_t i = 0;
-        while (i < taps && i < stride && (residue - i * dilation) % stride != 0)
-            i++;
-        last[residue] = i < stride ? i : taps; /* taps: in none */
-        back[residue] = (residue - i * dilation) / stride;
-    }
-}
-
 static ptrdiff_t fc_gcd(ptrdiff_t a, ptrdiff_t b)
 {
     while (b) {
@@ -157,6 +143,37 @@ static ptrdiff_t fc_gcd(ptrdiff_t a, ptrdiff_t b)
         b = rest;
     }
     return a;
+}
+
+/* The first of `taps` taps i for which i*dilation is `residue` modulo the stride, or `taps` where none is. The others follow in
+ * steps of stride/g, with g the greatest common divisor of both. Looking for them one by one, for each residue, takes longer
+ * than the work itself where a window of a long signal has thousands of cells and moves by as many. */
+static ptrdiff_t fc_first_tap(ptrdiff_t residue, ptrdiff_t stride, ptrdiff_t dilation, ptrdiff_t taps)
+{
+    ptrdiff_t g = dilation % stride, rest = stride, inverse = 1, next = 0; /* inverse*dilation is g modulo the stride */
+    while (rest) {
+        const ptrdiff_t quotient = g / rest, r = g % rest, i = inverse - quotient * next;
+        g = rest;
+        rest = r;
+        inverse = next;
+        next = i;
+    }
+    residue = (residue % stride + stride) % stride;
+    if (residue % g)
+        return taps;
+    const ptrdiff_t period = stride / g, first = residue / g * ((inverse % period + period) % period) % period;
+    return first < taps ? first : taps;
+}
+
+/* Which rows of windows have a row of the image, by the residue of its number (counted from the padding's first row) modulo
+ * the stride: its last[residue]-th tap row is that of window row number/stride + back[residue]. The other ones follow in
+ * steps of stride/g taps, dilation/g rows of windows back each time, with g their greatest common divisor. */
+static void fc_window_rows(ptrdiff_t taps, ptrdiff_t stride, ptrdiff_t dilation, ptrdiff_t *last, ptrdiff_t *back)
+{
+    for (ptrdiff_t residue = 0; residue < stride; residue++) {
+        last[residue] = fc_first_tap(residue, stride, dilation, taps); /* taps: in none */
+        back[residue] = (residue - last[residue] * dilation) / stride;
+    }
 }
 
 /* Where a thread writes its part of a result, from the beginning to the end, without gaps.
