@@ -883,3 +883,15 @@ def test_small_calls_from_many_threads(small_calls):
 
     with ThreadPoolExecutor(4) as pool:
         assert list(pool.map(work, range(4))) == [0, 1, 2, 3]
+
+
+@needs_extensions
+def test_other_arrays_keep_numpys_allocator():
+    """The recycler's is in force while a result is made, and not after it, be it made or not."""
+    core = getattr(np, "_core", None) or np.core
+    before = core.multiarray.get_handler_name(np.empty(3))
+    assert core.multiarray.get_handler_name(large()) == "fastconv"
+    assert core.multiarray.get_handler_name(np.empty(3)) == before
+    with pytest.raises(MemoryError):
+        memory._recycler().empty((2**50,), np.float64)
+    assert core.multiarray.get_handler_name(np.empty(3)) == before
