@@ -124,7 +124,7 @@ def seen_by(geometry: Window2dGeometry, axis: int) -> Array:
     before, dilation = geometry.pads[axis][0], geometry.dilation[axis]
     period = stride // math.gcd(dilation, stride)  # of the residues of taps: each comes up once in it
     first = {(j * dilation - before) % stride: j for j in range(min(taps, period))}
-    start, tap, shift = [0], [], []
+    start, tap, shift = [0], list[int](), list[int]()
     for e in range(stride):
         here = range(first.get(e, taps), taps, period)
         tap += here
