@@ -37,6 +37,16 @@ static void FC_ELEMENT(every)(FC_T *to, const FC_T *from, ptrdiff_t step, ptrdif
     }
 }
 
+/* to[i] = from[2*i] in whole vectors, and more behind them, if `room` elements may be written and `there` be read: returns
+ * whether that did it. */
+FC_INLINE int FC_ELEMENT(every_second)(FC_T *to, const FC_T *from, ptrdiff_t count, ptrdiff_t room, ptrdiff_t there)
+{
+#ifdef FC_TILES
+    FC_TILES(FC_EVERY_SECOND_AND_MORE)
+#endif
+    return 0;
+}
+
 /* to[i*step] = from[i]; writes nothing behind the last one. */
 static void FC_ELEMENT(to_every)(FC_T *to, ptrdiff_t step, const FC_T *from, ptrdiff_t count)
 {

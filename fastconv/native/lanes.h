@@ -101,7 +101,7 @@ FC_UNROLL
 }
 
 /* to[j*pitch_to + i] = from[i][at + j] for i, j < LANES, with `past` past the caches. `ahead` bytes further on is what will be
- * turned next (0: nothing). */
+ * turned next (0: nothing): after rows of all channels, so it goes to the second-level cache. */
 FC_INLINE void FC_NAME(transpose_tile)(FC_T *to, ptrdiff_t pitch_to, const FC_T *const *from, ptrdiff_t at, ptrdiff_t ahead,
                                        const int past)
 {
@@ -110,7 +110,7 @@ FC_UNROLL
     for (int i = 0; i < FC_LANES; i++) {
         row[i] = FC_NAME(load)(from[i] + at);
         if (ahead)
-            __builtin_prefetch((const char *)(from[i] + at) + ahead);
+            __builtin_prefetch((const char *)(from[i] + at) + ahead, 0, 2);
     }
     FC_NAME(turn)(row);
 FC_UNROLL

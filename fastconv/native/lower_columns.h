@@ -11,7 +11,8 @@ FC_INLINE void FC_ELEMENT(lower_row)(const fc_lowering *l, FC_T *to, ptrdiff_t r
     if (l->sw == 1)
         fc_copy((char *)(to + first), (const char *)(row + start + first), (stop - first) * size, room - first * size,
                 (there - start - first) * size);
-    else
+    else if (l->sw != 2 || !FC_ELEMENT(every_second)(to + first, row + start + 2 * first, stop - first, room / size - first,
+                                                     there - start - 2 * first))
         FC_ELEMENT(every)(to + first, row + start + first * l->sw, l->sw, stop - first);
     for (ptrdiff_t q = stop; q < l->ow; q++)
         to[q] = pad;
@@ -34,11 +35,18 @@ static void FC_ELEMENT(im2col_columns)(const fc_lowering *l, FC_T pad, ptrdiff_t
     const ptrdiff_t many = FC_SINK_BYTES / (ow * size) > 1 ? FC_SINK_BYTES / (ow * size) : 1;
     ptrdiff_t *const range = (ptrdiff_t *)scratch;
     FC_ELEMENT(lower_ranges)(l, range);
+    /* All taps look at a plane, the first ones of them by fits and starts: rows beside rows that are left out. So what a plane
+     * will be read from is the second-level cache, to which it comes in the order of memory while the one before is dealt
+     * with: this much of it with each row of windows. */
+    enum { PLANE_BYTES = 1 << 18 };
+    const ptrdiff_t plane = l->h * l->w * size, part = (plane + taps * l->oh - 1) / (taps * l->oh);
+    const ptrdiff_t share = l->ahead && plane <= PLANE_BYTES && part >= FC_LINE && l->step_h == l->w ? part : 0;
     ptrdiff_t j = first % l->kw, i = first / l->kw % l->kh, c = first / taps % l->c, n = first / taps / l->c;
     for (; first < stop; first++) {
         const ptrdiff_t origin = n * l->step_n + c * l->step_c, start = j * l->dw - l->left;
         const ptrdiff_t y0 = range[2 * i], y1 = range[2 * i + 1];
         const ptrdiff_t q0 = range[2 * (l->kh + j)], q1 = range[2 * (l->kh + j) + 1];
+        const char *next = (const char *)((const FC_T *)l->x + origin + l->step_c) + (i * l->kw + j) * l->oh * share;
         for (ptrdiff_t y = 0; y < l->oh;) {
             FC_T *to = (FC_T *)out->at;
             const ptrdiff_t room = out->end - out->at, at = origin + (y * l->sh - l->top + i * l->dh) * l->step_h;
@@ -61,6 +69,8 @@ static void FC_ELEMENT(im2col_columns)(const fc_lowering *l, FC_T pad, ptrdiff_t
             } else {
                 FC_ELEMENT(lower_row)(l, to, room, (const FC_T *)l->x + at, l->stop - at, start, q0, q1, pad);
             }
+            for (const char *const until = next + rows * share; next < until; next += FC_LINE)
+                __builtin_prefetch(next, 0, 2);
             fc_written(out, rows * ow * size);
             y += rows;
         }

@@ -80,6 +80,16 @@
                                                   fc_load_##name(from + 2 * last - 1 + lanes)));                      \
         break;                                                                                                        \
     }
+/* The same in vectors that are all whole, of the largest size that is used by more than half. */
+#define FC_EVERY_SECOND_AND_MORE(name)                                                                                \
+    if (2 * count > fc_lanes_##name) {                                                                                \
+        const ptrdiff_t lanes = fc_lanes_##name, whole = (count + lanes - 1) / lanes * lanes;                         \
+        if (room < whole || there < 2 * whole)                                                                        \
+            return 0;                                                                                                 \
+        for (ptrdiff_t i = 0; i < whole; i += lanes)                                                                  \
+            fc_store_##name(to + i, fc_evens_##name(fc_load_##name(from + 2 * i), fc_load_##name(from + 2 * i + lanes)));\
+        return 1;                                                                                                     \
+    }
 #if FC_VECTOR_BYTES == 64
 #define FC_TILES_F32(each) each(f32x16) each(f32x8) each(f32x4)
 #define FC_TILES_F64(each) each(f64x8) each(f64x4) each(f64x2)
