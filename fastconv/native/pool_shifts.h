@@ -65,10 +65,6 @@ FC_INLINE void FC_NAME(lay_out_shifts)(const int k, ptrdiff_t w, const int64_t *
         if (FC_LIKELY(readable - i >= LANES)) {
             index = FC_NAME(load_indices)(indices + i, &most);
             gradient = FC_NAME(load)(dout + i);
-FC_UNROLL
-            for (int line = 0; line < (FC_LANES * 8 + 63) / 64; line++)
-                __builtin_prefetch((const char *)(indices + i) + FC_AHEAD + 64 * line);
-            __builtin_prefetch((const char *)(dout + i) + FC_AHEAD / 2);
         } else {
             int64_t few[FC_LANES] = {0};
             memcpy(few, indices + i, (size_t)(count - i) * 8);
@@ -170,6 +166,8 @@ FC_UNROLL
         if (laid < stop + until) /* behind the last plane */
             for (ptrdiff_t i = laid; i < stop + until; i++)
                 shifts[i - start] = NO_CHOICE;
+        const ptrdiff_t looked = plane * p->oh * p->ow + fc_max(fc_min(row - before, p->oh), 0) * p->ow;
+        const char *next = (const char *)(indices + looked), *next_gradients = (const char *)(dout + looked);
         FC_T *const to = (FC_T *)out->at;
         const ptrdiff_t room = (out->end - out->at) / size, count = stop - start;
         VEC left[3], here[3], right[3];
@@ -191,6 +189,14 @@ FC_UNROLL
                 left[1] = here[1];
             }
             FC_NAME(put)(to + c, sum, count - c, room - c);
+            if (p->streams) { /* what is laid out next, and not while it is: sums leave memory idle */
+FC_UNROLL
+                for (int line = 0; line < (FC_LANES * 8 + 63) / 64; line++)
+                    __builtin_prefetch(next + 64 * line, 0, 2);
+                __builtin_prefetch(next_gradients, 0, 2);
+                next += FC_LANES * 8;
+                next_gradients += FC_BYTES;
+            }
         }
         fc_written(out, count * size);
     }
