@@ -11,7 +11,7 @@
 #define IVEC FC_NAME(ivec)
 #define MASK FC_NAME(mask)
 #define LANES ((ptrdiff_t)FC_LANES)
-#define FC_AHEAD 8192 /* bytes of indices; what goes with them is half, or a quarter as far ahead */
+#define FC_AHEAD 8192 /* bytes of indices to prefetch ahead, and of the gradients that go with them */
 
 /* No shift. */
 #define NO_CHOICE (sizeof(FC_INT) == 4 ? (FC_INT)INT32_MIN : (FC_INT)INT64_MIN)
@@ -215,10 +215,20 @@ SHIFT_PLANES(2)
 
 /* --- windows of 2x2 with stride 2 ------------------------------------------------------------------------------- */
 
-/* LANES windows side by side; with `edge` only those of `there` are, of which only those of `second` have a second column. Rows
- * of one vector go by in the order of memory, which the hardware prefetches by itself; others look `ahead`.
+/* Prefetch LANES indices and gradients, in the order of memory whatever the order in which they are needed. */
+FC_INLINE void FC_NAME(fetch)(const char **indices, const char **gradients)
+{
+FC_UNROLL
+    for (int line = 0; line < (FC_LANES * 8 + 63) / 64; line++)
+        __builtin_prefetch(*indices + 64 * line);
+    __builtin_prefetch(*gradients);
+    *indices += FC_LANES * 8;
+    *gradients += FC_BYTES;
+}
+
+/* LANES windows side by side; with `edge` only those of `there` are, of which only those of `second` have a second column.
  * `first` is the cell that their first one begins with, `left` the width from there on. */
-FC_INLINE void FC_NAME(pair_windows)(const int edge, const int two, int ahead, const MASK there, const MASK second, IVEC first,
+FC_INLINE void FC_NAME(pair_windows)(const int edge, const int two, const MASK there, const MASK second, IVEC first,
                                      const int64_t *indices, const FC_T *dout, ptrdiff_t count, ptrdiff_t readable, FC_T *to,
                                      ptrdiff_t w, ptrdiff_t left, ptrdiff_t room, FC_NAME(seen) *seen)
 {
@@ -229,12 +239,9 @@ FC_INLINE void FC_NAME(pair_windows)(const int edge, const int two, int ahead, c
         index = FC_NAME(load_indices)(indices, seen);
         gradient = FC_NAME(load)(dout);
         FC_HOLD(gradient);
-        if (!edge || ahead) {
 FC_UNROLL
-            for (int line = 0; line < (FC_LANES * 8 + 63) / 64; line++)
-                __builtin_prefetch((const char *)indices + FC_AHEAD + 64 * line);
-            __builtin_prefetch((const char *)dout + FC_AHEAD / 2);
-        }
+        for (int line = 0; line < 4; line++)
+            __builtin_prefetch((const char *)to + FC_AHEAD / 4 + 64 * line, 1);
     } else if (count > 0) {
         int64_t few[FC_LANES] = {0};
         memcpy(few, indices, (size_t)count * 8);
@@ -273,19 +280,23 @@ static int FC_NAME(pair_plane)(const fc_pooling *p, const FC_T *dout, const int6
     FC_NAME(seen) seen = {{0}, {0}, {0}};
     for (ptrdiff_t y = 0; y < whole; y++, first += (FC_INT)(2 * w)) { /* from the right: stores may reach to the left end */
         const ptrdiff_t done = y * ow, room = (out->end - out->at) / size;
+        const char *next = (const char *)(indices + done) + FC_AHEAD;
+        const char *next_gradients = (const char *)(dout + done) + FC_AHEAD * size / 8;
         FC_T *const to = (FC_T *)out->at;
-        FC_NAME(pair_windows)(1, 1, last > 0, there, second, first + (FC_INT)(2 * last), indices + done + last,
-                              dout + done + last, ow - last, readable - done - last, to + 2 * last, w, w - 2 * last,
-                              room - 2 * last, &seen);
-        for (ptrdiff_t q = last - LANES; q >= 0; q -= LANES)
-            FC_NAME(pair_windows)(0, 1, 1, there, second, first + (FC_INT)(2 * q), indices + done + q, dout + done + q, LANES,
+        FC_NAME(pair_windows)(1, 1, there, second, first + (FC_INT)(2 * last), indices + done + last, dout + done + last,
+                              ow - last, readable - done - last, to + 2 * last, w, w - 2 * last, room - 2 * last, &seen);
+        for (ptrdiff_t q = last - LANES; q >= 0; q -= LANES) {
+            FC_NAME(pair_windows)(0, 1, there, second, first + (FC_INT)(2 * q), indices + done + q, dout + done + q, LANES,
                                   readable - done - q, to + 2 * q, w, w, w, &seen);
+            FC_NAME(fetch)(&next, &next_gradients);
+        }
+        FC_NAME(fetch)(&next, &next_gradients);
         fc_written(out, 2 * w * size);
     }
     for (ptrdiff_t y = whole; y < p->oh; y++) { /* windows that end below the plane */
         for (ptrdiff_t q = last; q >= 0; q -= LANES) {
             const MASK here = FC_NAME(first)(fc_max(ow - q, 0)), both = FC_NAME(first)((w - 2 * q) / 2);
-            FC_NAME(pair_windows)(1, 0, 0, here, both, first + (FC_INT)(2 * q), indices + y * ow + q, dout + y * ow + q, ow - q,
+            FC_NAME(pair_windows)(1, 0, here, both, first + (FC_INT)(2 * q), indices + y * ow + q, dout + y * ow + q, ow - q,
                                   readable - y * ow - q, (FC_T *)out->at + 2 * q, w, w - 2 * q,
                                   (out->end - out->at) / size - 2 * q, &seen);
         }
