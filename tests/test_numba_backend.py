@@ -501,13 +501,14 @@ def test_the_plan_tells_the_scratch_that_is_used(case):
 def test_both_ways_to_the_weight_gradient(case, monkeypatch, assert_accurate):
     """The wide and the narrow kernel, each for what the other one is chosen for."""
     from fastconv import reference
-    from fastconv.jit import direct
+    from fastconv.jit import depthwise, direct
 
     rng = np.random.default_rng(0)
     geometry = conv2d_geometry(case.x, case.weight, **case.arguments)
     x, dout = (rng.standard_normal(shape).astype(np.float32) for shape in (case.x, geometry.output_shape))
     want = reference.conv2d_backward_weight_core(dout, x, geometry)
     for narrow in (True, False):
+        monkeypatch.setattr(depthwise, "job", lambda *args: None)
         monkeypatch.setattr(direct, "NARROW_FILTERS", 10**9 if narrow else 0)
         monkeypatch.setattr(direct, "NARROW_BYTES", 10**9)
         monkeypatch.setattr(direct, "plan", direct.plan.__wrapped__)  # without the plans that are kept
@@ -537,6 +538,62 @@ def test_small_images_share_a_tile(batch, channels, filters, size, assert_accura
     assert_accurate(out, reference.conv2d_core(x, weight, None, geometry, False))
     assert_accurate(dx, reference.conv2d_backward_data_core(out, weight, geometry))
     assert_accurate(dw, reference.conv2d_backward_weight_core(out, x, geometry), weight_gradient=True)
+
+
+@needs_numba
+@pytest.mark.parametrize("dtype", ["f4", "f8"])
+@pytest.mark.parametrize(("shape", "each", "kernel", "stride", "padding"), [
+    ((2, 3, 39, 40), 1, 3, 1, 1), ((2, 2, 25, 200), 2, 3, 1, ((3, 0), (0, 4))), ((1, 2, 600, 21), 1, 3, 1, 1),
+    ((2, 3, 83, 75), 1, 3, 2, 1), ((1, 2, 1100, 9), 3, 3, 2, ((0, 2), (2, 1))), ((1, 1, 70, 130), 1, 3, 2, ((1, 0), (2, 2))),
+    ((2, 2, 45, 37), 1, 5, 1, 2), ((1, 2, 41, 83), 1, (5, 4), (3, 2), 2), ((2, 3, 20, 35), 1, 2, (2, 1), 1),
+    ((1, 2, 9, 50), 2, (2, 3), (1, 2), 0)])
+def test_planes_by_themselves(shape, each, kernel, stride, padding, dtype, assert_accurate):
+    """Depthwise convolution in bands of rows, and gradients of weights in chunks of them, for any number of workers."""
+    from fastconv import reference
+    from fastconv.jit import depthwise
+
+    rng = np.random.default_rng(0)
+    weight_shape = (shape[1] * each, 1, *np.broadcast_to(kernel, 2).tolist())
+    geometry = conv2d_geometry(shape, weight_shape, stride, padding, 1, shape[1])
+    x, weight = rng.standard_normal(shape).astype(dtype), rng.standard_normal(weight_shape).astype(dtype)
+    bias, dout = (rng.standard_normal(size).astype(dtype) for size in (weight_shape[0], geometry.output_shape))
+    assert depthwise.job("forward", geometry, x.itemsize) is not None
+    want = None
+    for threads in (1, 2, 3):
+        how = {"stride": stride, "padding": padding, "groups": shape[1], "algorithm": "direct"}
+        with fastconv.options(backend="numba", num_threads=threads):
+            got = (fastconv.conv2d(x, weight, bias, activation="relu", **how),
+                   fastconv.conv2d_backward_data(dout, weight, shape, **how),
+                   fastconv.conv2d_backward_weight(dout, x, weight_shape, **how))
+        want = want or got
+        for one, other in zip(got, want, strict=True):
+            np.testing.assert_array_equal(one, other)
+    assert_accurate(got[0], reference.conv2d_core(x, weight, bias, geometry, True))
+    assert_accurate(got[1], reference.conv2d_backward_data_core(dout, weight, geometry))
+    assert_accurate(got[2], reference.conv2d_backward_weight_core(dout, x, geometry), weight_gradient=True)
+
+
+@needs_numba
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("bad", [np.inf, np.nan])
+def test_what_is_not_finite_in_planes(bad, stride):
+    """Infinite weights meet padding, and cells of the image the rows that dout does not have."""
+    from fastconv import reference
+
+    rng = np.random.default_rng(0)
+    how = {"stride": stride, "padding": ((1, 2), (2, 0)), "groups": 3}
+    for place in ((0, 0, 0, 0), (0, 1, 5, 8), (0, 2, 2, 3)):
+        x, weight = rng.standard_normal((1, 3, 6, 9)), rng.standard_normal((3, 1, 3, 3))
+        dout = np.ones(reference.conv2d(x, weight, None, **how).shape)
+        for spoiled, at in ((x, place), (weight, (place[1], 0, *np.minimum(place[2:], 2))), (dout, (0, place[1], 0, 0))):
+            before, spoiled[at] = spoiled[at], bad
+            want = (reference.conv2d(x, weight, None, **how), *reference.conv2d_backward(dout, x, weight, **how))
+            with fastconv.options(backend="numba", num_threads=1):
+                got = (fastconv.conv2d(x, weight, None, **how, algorithm="direct"),
+                       *fastconv.conv2d_backward(dout, x, weight, **how, algorithm="direct"))
+            for one, other in zip(got, want, strict=True):
+                np.testing.assert_allclose(one, other, rtol=1e-10, atol=1e-10)
+            spoiled[at] = before
 
 
 @needs_numba
@@ -644,8 +701,8 @@ def test_single_planes_have_a_kernel_of_their_own(dtype):
         x = rng.standard_normal(shape).astype(dtype)
         weight, bias = rng.standard_normal((shape[1] * each, 1, 3, 3)).astype(dtype), np.ones(shape[1] * each, dtype)
         geometry = conv2d_geometry(shape, weight.shape, stride, pad, 1, shape[1])
-        assert depthwise.can_forward(geometry)
-        assert depthwise.can_backward_data(geometry) == (stride == each == 1)
+        for operation in ("forward", "backward_data", "backward_weight"):
+            assert (depthwise.job(operation, geometry, x.itemsize) is None) == (operation == "backward_data" and each > 1)
         how = {"stride": stride, "padding": pad, "groups": shape[1]}
         want = reference.conv2d(x, weight, bias, **how, activation="relu")
         dout = rng.standard_normal(want.shape).astype(dtype)
@@ -798,6 +855,24 @@ def test_folds_are_vectorised(name, instructions):
 
 
 @needs_fma
+@pytest.mark.parametrize("name", ["meet_ones", "meet_twos"])
+def test_the_sums_of_a_plane_are_in_registers(name):
+    """Nine vector FMAs for the nine weights (twice as many where vectors are halves of a line), of registers only."""
+    from fastconv.jit import depthwise
+
+    stride = 1 if name == "meet_ones" else 2
+    job = depthwise.job("backward_weight", conv2d_geometry((1, 1, 40, 40), (1, 1, 3, 3), stride, 1), 4)
+    x, dout, sums = np.ones(1600, "f4"), np.ones(1600, "f4"), np.zeros(144, "f4")
+    text = assembly(getattr(depthwise, name), job[0], x, 0, dout, 0, 0, 20, 0, sums)
+    assert sums.reshape(9, 16).sum(1)[4] == 320  # 20 rows of 16 columns, of ones
+    widest = "z" if "%zmm" in text else "y"
+    fmas = re.findall(rf"vfmadd\w+ps.*%{widest}mm.*", text)
+    assert len(fmas) == (9 if widest == "z" else 18)
+    if widest == "z":
+        assert not any("(%r" in line for line in fmas)
+
+
+@needs_fma
 def test_places_are_vectorised():
     from fastconv.jit import pooling
 
@@ -812,14 +887,23 @@ def test_places_are_vectorised():
 @needs_fma
 @pytest.mark.parametrize("stride", [1, 2])
 def test_strips_keep_sums_and_taps_in_registers(stride):
-    from fastconv.jit import depthwise
-    from fastconv.jit.im2col import window
+    import numba
 
-    geometry = conv2d_geometry((1, 1, 40, 40), (1, 1, 3, 3), stride, 1)
-    arguments = (window(geometry)[0], np.ones(1600, "f4"), 0, 0, 0, 40 // stride, np.ones(9, "f4"), 0)
-    to = (np.float32(0), False, np.zeros(1600, "f4"), 0, 1600)
-    text = (assembly(depthwise.strip_ones, *arguments, 1, *to) if stride == 1
-            else assembly(depthwise.strip_twos, *arguments, *to))
+    from fastconv.jit import depthwise
+    from fastconv.jit.options import FLAGS
+    from fastconv.jit.vectors import load_splat
+
+    job = depthwise.job("forward", conv2d_geometry((1, 1, 40, 40), (1, 1, 3, 3), stride, 1), 4)
+    strip, rows = depthwise.strip_ones if stride == 1 else depthwise.strip_twos, 40 // stride
+
+    @numba.njit(**FLAGS)
+    def call(v, x, weight, bias, out):  # Python has no vectors
+        strip(v, x, 0, 0, rows, 0, weight, 0, load_splat(bias, 0), False, out, 0, out.size)
+
+    out = np.zeros(1600, "f4")
+    call(job[0], np.ones(1600, "f4"), np.ones(9, "f4"), np.zeros(1, "f4"), out)
+    assert out[rows + 1] == 9
+    text = call.inspect_asm(call.signatures[0])
     assert len(re.findall(r"vfmadd\w+ps.*%[yz]mm", text)) >= 8
     assert not re.search(r"call.*fma", text)
 

@@ -32,7 +32,7 @@ vectorises only where its order may change. There are two ways around it:
 
 - wide, for many filters: dout is turned, so that filters are contiguous, and the sum over pixels is `rows4` again with
   filters in place of pixels: (R, P) @ (P, K) -> (R, K).
-- narrow, for few filters (depthwise): `lanes6` keeps 64 partial sums for each element of dw, six elements and four zmm
+- narrow, for few filters: `lanes6` keeps 64 partial sums for each element of dw, six elements and four zmm
   of each in a visit (12 FMAs, 20 loads, 6 stores a vector), and folds them once, at the end.
 
 Positions between the rows of dout hold zeros in both; so does the padding of the flat copy of dout in backward data.
@@ -41,6 +41,8 @@ Zero times infinity is NaN: where a pixel (for dw) or a weight (for dx) is not f
 Sums are cut into chunks of REDUCTION terms, whose results are added up: a blocked sum (Higham, Accuracy and Stability
 of Numerical Algorithms, 2nd ed., section 4.2). Workers take (images, group, band, block of filters), in backward weight
 (group, block of rows of dw). No two write one element, and no sum depends on how they are dealt out.
+
+Planes by themselves (depthwise, with few filters each) are :mod:`fastconv.jit.depthwise`'s.
 """
 
 # mypy: allow-untyped-defs, allow-untyped-calls, allow-untyped-decorators
@@ -806,8 +808,7 @@ def _zeros(count: int, dtype: np.dtype) -> np.ndarray:
 
 def workspace(operation: str, geometry: Conv2dGeometry, itemsize: int, threads: int) -> int:
     """Bytes of scratch that an operation needs."""
-    if (operation == "forward" and depthwise.can_forward(geometry)) or (
-            operation == "backward_data" and depthwise.can_backward_data(geometry)):
+    if depthwise.job(operation, geometry, itemsize) is not None:
         return 0
     return int(plan(operation, geometry, itemsize).nbytes(threads))
 
@@ -815,13 +816,15 @@ def workspace(operation: str, geometry: Conv2dGeometry, itemsize: int, threads: 
 def forward(x: np.ndarray, weight: np.ndarray, bias: np.ndarray | None, relu: bool, geometry: Conv2dGeometry,
             out: np.ndarray, threads: int) -> None:
     """conv2d of float32 or float64 arrays into `out`."""
-    bias = _zeros(geometry.out_channels, x.dtype) if bias is None else flat(bias)
-    if depthwise.can_forward(geometry):
-        depthwise.run(x, weight, bias, relu, geometry, False, out, threads)
+    planes = depthwise.job("forward", geometry, x.itemsize)
+    if planes is not None:
+        offset = _zeros(geometry.out_channels, x.dtype) if bias is None else flat(bias)
+        depthwise.forward(usable_workers(threads), planes, flat(x), flat(weight), offset, relu, flat(out))
         return
     this = plan("forward", geometry, x.itemsize)
     workers, job, nbytes, _ = ready = this.ready(threads)
     scratch = ready.pieces(memory.scratch(nbytes), x.dtype)
+    bias = _zeros(geometry.out_channels, x.dtype) if bias is None else flat(bias)
     correlate(workers, job, *this.tables, flat(x), flat(weight), bias, relu, flat(out), scratch[1], scratch[2])
 
 
@@ -835,7 +838,7 @@ class SmallForward:
         self.dtype, self.relu = dtype.newbyteorder("="), relu
         self.shape = geometry.output_shape if batched else geometry.output_shape[1:]
         self.no_bias = _zeros(geometry.out_channels, self.dtype)
-        self.depthwise = geometry if depthwise.can_forward(geometry) else None
+        self.planes = depthwise.job("forward", geometry, dtype.itemsize)
         this = plan("forward", geometry, dtype.itemsize)
         self.job = this.ready(1).job
         self.tables = this.tables
@@ -850,8 +853,8 @@ class SmallForward:
             if not array.flags.carray or array.dtype != dtype:
                 return None
         out = np.empty(self.shape, dtype)
-        if self.depthwise is not None:
-            depthwise.run(x, weight, bias, self.relu, self.depthwise, False, out, 1)
+        if self.planes is not None:
+            depthwise.forward(1, self.planes, x.reshape(-1), weight.reshape(-1), bias, self.relu, out.reshape(-1))
             return out
         scratch = memory.scratch(self.nbytes)
         correlate(1, self.job, *self.tables, x.reshape(-1), weight.reshape(-1), bias, self.relu, out.reshape(-1),
@@ -869,8 +872,10 @@ def backward_data(dout: np.ndarray, weight: np.ndarray, geometry: Conv2dGeometry
     filters = flat(weight)
     if not finite(1, filters):
         return False
-    if depthwise.can_backward_data(geometry):
-        depthwise.run(dout, weight, _zeros(geometry.channels, dout.dtype), False, geometry, True, out, threads)
+    planes = depthwise.job("backward_data", geometry, dout.itemsize)
+    if planes is not None:
+        depthwise.backward_data(usable_workers(threads), planes, flat(dout), filters, geometry,
+                                _zeros(geometry.channels, dout.dtype), flat(out))
         return True
     this = plan("backward_data", geometry, dout.itemsize)
     workers, job, nbytes, _ = ready = this.ready(threads)
@@ -884,12 +889,16 @@ def backward_data(dout: np.ndarray, weight: np.ndarray, geometry: Conv2dGeometry
 
 
 def backward_weight(dout: np.ndarray, x: np.ndarray, geometry: Conv2dGeometry, out: np.ndarray, threads: int) -> bool:
-    """The gradient with respect to the weight, into `out`; False, with `out` untouched, where a pixel is not finite."""
-    image = flat(x)
-    if not finite(1, image):
-        return False
+    """The gradient with respect to the weight, into `out`; False where that is not finite.
+
+    Then a pixel or a cell of dout may not have been, which may have met zeros that rule 3 knows nothing of: it gave NaN.
+    """
+    planes = depthwise.job("backward_weight", geometry, x.itemsize)
+    if planes is not None:
+        depthwise.backward_weight(usable_workers(threads), planes, flat(x), flat(dout), flat(out))
+        return bool(finite(1, flat(out)))
     this = plan("backward_weight", geometry, x.itemsize)
     workers, job, nbytes, _ = ready = this.ready(threads)
     scratch = ready.pieces(memory.scratch(nbytes), x.dtype)
-    weight_gradient(workers, job, *this.tables, this.narrow, image, flat(dout), flat(out), *scratch[1:])
-    return True
+    weight_gradient(workers, job, *this.tables, this.narrow, flat(x), flat(dout), flat(out), *scratch[1:])
+    return bool(finite(1, flat(out)))

@@ -444,7 +444,7 @@ def times(typing, a, b):
 
 @intrinsic
 def plus_product(typing, total, a, b):
-    """total + a * b, perhaps rounded once: `options.FLAGS` do not reach operations of vectors."""
+    """total + a * b, rounded once or twice. Says so itself: not every Numba lets `options.FLAGS` reach vectors."""
 
     def generate(context, builder, signature, args):
         once = ("contract",)
@@ -483,6 +483,17 @@ def greater_or_nan(typing, a, b):
         return builder.select(builder.or_(builder.fcmp_ordered(">", b, a), builder.fcmp_unordered("uno", b, b)), b, a)
 
     return (a(a, b), generate) if _real(a, b) else None
+
+
+@intrinsic
+def relu_of(typing, a):
+    """Zero for what is below zero; NaN is not (rule 13)."""
+
+    def generate(context, builder, signature, args):
+        zeros = ir.Constant(a.value, [0.0] * a.lanes)
+        return builder.select(builder.fcmp_ordered("<", args[0], zeros), zeros, args[0])
+
+    return (a(a), generate) if _real(a, a) else None
 
 
 @intrinsic

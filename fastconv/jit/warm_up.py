@@ -72,15 +72,20 @@ def _calls(dtype: np.dtype, threads: int) -> Iterator[Callable[[], Any]]:
     small, indices = np.zeros(pool.output_shape, dtype), np.zeros(pool.output_shape, np.int64)
 
     yield lambda: backend.direct_forward(x, weight, None, False, geometry, out, budget)
-    single = conv2d_geometry((2, 2, 8, 8), (2, 1, 3, 3), groups=2)
-    planes = np.zeros(single.output_shape, dtype)
-    yield lambda: backend.direct_forward(x, weight[:2, :1], None, False, single, planes, budget)
     yield lambda: _direct().finite(1, weight.reshape(-1))
     # many weights, so that they are turned by several threads too
     large = conv2d_geometry((2, 96, 3, 3), (96, 96, 3, 3))
     many, dout, dx = (np.zeros(shape, dtype) for shape in (large.weight_shape, large.output_shape, large.input_shape))
     yield lambda: backend.direct_backward_data(dout, many, large, dx, budget)
     yield lambda: backend.direct_backward_weight(out, x, geometry, weight, budget)
+    # planes by themselves, with stride 1 and, where the gradient is another kernel's, 2
+    one = conv2d_geometry(x.shape, (2, 1, 3, 3), 1, 1, 1, 2)
+    two = conv2d_geometry(x.shape, (2, 1, 3, 3), 2, 1, 1, 2)
+    planes, shared = np.zeros(one.output_shape, dtype), np.zeros(two.output_shape, dtype)
+    filters = np.zeros(one.weight_shape, dtype)
+    yield lambda: backend.direct_forward(x, filters, None, False, one, planes, budget)
+    yield lambda: backend.direct_backward_data(shared, filters, two, x, budget)
+    yield lambda: backend.direct_backward_weight(planes, x, one, filters, budget)
     yield lambda: backend.im2col(x, window, "columns", 0, col, threads)
     yield lambda: backend.col2im(col, window, "columns", x, threads)
     yield lambda: backend.max_pool(x, pool, small, None, threads)
