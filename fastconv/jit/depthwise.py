@@ -56,6 +56,7 @@ from .vectors import (
 Array = np.ndarray
 
 MOST_FILTERS = 3    # for each plane; for more, direct convolution's blocks of four read less
+MOST_TAPS = 240     # of a sum that is not cut into pieces (direct.REDUCTION): longer ones would be less accurate
 BAND_BYTES = 16384  # of a band of the image: vectors side by side share its lines, so it stays in the first-level cache,
 LEAST_ROWS = 16     # but a band has at least so many rows, as its first ones are read twice
 CHUNK = 256         # rows of a chunk of a gradient's sum
@@ -451,7 +452,8 @@ def job(operation: str, geometry: Conv2dGeometry, itemsize: int) -> Array | None
     """An operation as kernels take it; None where they cannot do it."""
     g = geometry
     each = g.out_channels // g.groups
-    if g.channels != g.groups or not 1 <= each <= MOST_FILTERS or g.stride[1] > 2 or not g.batch:
+    if g.channels != g.groups or not 1 <= each <= MOST_FILTERS or g.stride[1] > 2 or not g.batch \
+            or g.taps > MOST_TAPS:
         return None
     size, result, (top, left), turned = g.in_size, g.out_size, (g.pads[0][0], g.pads[1][0]), False
     if operation == "backward_data":
