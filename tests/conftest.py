@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import gc
 import os
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -133,6 +134,15 @@ def _no_garbage() -> None:
     """
     gc.collect()
     gc.freeze()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _openmp_as_it_was() -> Iterator[None]:
+    """PyTorch's number of threads is OpenMP's, which fastconv heeds: its benchmarks must not take threads from later tests."""
+    before = native._cpu.openmp_threads() if native else 0
+    yield
+    if native and native._cpu.openmp_threads() != before and "torch" in sys.modules:
+        sys.modules["torch"].set_num_threads(before)
 
 
 # --- hypothesis -----------------------------------------------------------------------------------------------------
