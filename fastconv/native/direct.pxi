@@ -541,8 +541,8 @@ cdef void plan_forward(Correlation* job, const Window* v, Py_ssize_t itemsize, P
     f.halo = (v.kh - 1) * v.dh // v.sh
     f.first, f.last = 0, v.oh
     # residues of k*d modulo s repeat after s / gcd(d, s) taps
-    f.slots_h = least(v.kh, v.sh // gcd(v.dh, v.sh))
-    f.slots_w = least(v.kw, v.sw // gcd(v.dw, v.sw))
+    f.slots_h = least(v.kh, v.sh // fc_gcd(v.dh, v.sh))
+    f.slots_w = least(v.kw, v.sw // fc_gcd(v.dw, v.sw))
     f.unrolled = unrolled
     if unrolled:
         f.length, f.slots_w = v.ow, v.kw
@@ -560,12 +560,6 @@ cdef void plan_forward(Correlation* job, const Window* v, Py_ssize_t itemsize, P
     job.taps = <TapClass*> tables
     job.offset = fill_tap_tables(f, v, job.sources, tables + sizeof(TapClass))
     job.taps[0] = TapClass(job.sources * v.kh * v.kw, 0, 0, 0, 1, 0, v.oh, 0, 1, 0, v.ow)
-
-
-cdef Py_ssize_t gcd(Py_ssize_t a, Py_ssize_t b) noexcept nogil:
-    while b:
-        a, b = b, a % b
-    return a
 
 
 cdef Py_ssize_t axis_classes(Py_ssize_t size, Py_ssize_t stride) noexcept nogil:

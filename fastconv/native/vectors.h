@@ -5,10 +5,6 @@
 
 #include "simd.h"
 
-#if defined(__SSE2__)
-#include <immintrin.h>
-#endif
-
 #define FC_LIKELY(condition) __builtin_expect(!!(condition), 1)
 #define FC_UNLIKELY(condition) __builtin_expect(!!(condition), 0)
 
@@ -226,16 +222,10 @@ static fc_sink fc_sink_to(void *to, ptrdiff_t bytes, char *buffer, ptrdiff_t cap
 static void fc_stream_lines(char *to, const char *from, ptrdiff_t bytes)
 {
 #if defined(__SSE2__)
+    typedef int32_t words __attribute__((vector_size(FC_VECTOR_BYTES), aligned(1), may_alias));
     for (ptrdiff_t i = 0; i < bytes; i += FC_LINE)
-        for (int j = 0; j < FC_LINE; j += FC_VECTOR_BYTES) {
-#if defined(__AVX512F__)
-            _mm512_stream_si512((void *)(to + i + j), _mm512_loadu_si512((const void *)(from + i + j)));
-#elif defined(__AVX2__)
-            _mm256_stream_si256((void *)(to + i + j), _mm256_loadu_si256((const void *)(from + i + j)));
-#else
-            _mm_stream_si128((void *)(to + i + j), _mm_loadu_si128((const void *)(from + i + j)));
-#endif
-        }
+        for (int j = 0; j < FC_LINE; j += FC_VECTOR_BYTES)
+            FC_STREAM_VECTOR(to + i + j, *(const words *)(from + i + j));
 #else
     memcpy(to, from, (size_t)bytes);
 #endif
