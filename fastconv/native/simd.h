@@ -99,12 +99,33 @@ typedef struct {
     ptrdiff_t row, shift;
 } fc_tap;
 
-/* A few neighbouring tiles along the width, at most LANES/M of F(MxM, RxR): where their first row of cells begins and the next
- * ones follow, which cells of a row and which rows are in the image, and the lane of the first tile. */
+enum { FC_BLOCK_TILES = 64 }; /* of F(MxM, RxR), which go through the transforms and the products together */
+
+/* Some neighbouring tiles along the width: where the first cell of their first row lies, from the first one of a plane on, which
+ * cells of a row and which rows are in the plane, the lane of the first tile, and their number. So many pieces from this one
+ * on are transformed together: one that is a whole row of tiles, or M of LANES/M tiles or less, or up to LANES tiles which
+ * have fewer than M pixels in a row. */
 typedef struct {
-    const void *row;
-    ptrdiff_t step, first, stop, top, bottom, lane;
+    ptrdiff_t cell, first, stop, top, bottom, lane, count, together;
+    int whole_row, brief;
 } fc_piece;
+
+/* Planes of an image: the array that they are in, the cells from row to row, and how far behind a cell what is read next is.
+ * Copies of rows that do not lie in the array go to `line`, with so many cells from row to row. */
+typedef struct {
+    const void *begin, *end;
+    ptrdiff_t width, ahead;
+    void *line;
+    ptrdiff_t pitch;
+} fc_planes;
+
+/* Whether value i of a transformed row or column of N cells vanishes where its tile has `missing` pixels less than M. */
+static inline int fc_short_skips(int n, int missing, int i)
+{
+    if (missing == 3)
+        return i >= 3; /* +-b and infinity */
+    return (missing >= 1 && i == n - 1) || (missing == 2 && i == 0);
+}
 
 #define FC_T float
 #define FC_INT int32_t

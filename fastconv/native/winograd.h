@@ -56,6 +56,24 @@ FC_INLINE void FC_NAME(winograd_b)(const int n, VEC *d)
     d[5] = t5;
 }
 
+/* The same where the tiles in lanes that are not `whole` lie at the end of a row or column and have `missing` pixels less than M.
+ * Their last cells then are seen by no pixel and may be anything: they are taken to be such that as many of the N values
+ * vanish, which ones fc_short_skips says. */
+FC_INLINE void FC_NAME(winograd_b_short)(const int n, int missing, IVEC whole, VEC *d)
+{
+    const IVEC zero3 = (IVEC)(SPREAD(0.5) * d[1]);
+    const IVEC zero4 = (IVEC)(missing == 2 ? SPREAD(2.5) * d[2] - d[0] : SPREAD(0.5) * d[2]);
+    if (n == 6 && missing == 3)
+        d[3] = (VEC)(((IVEC)d[3] & whole) | (zero3 & ~whole));
+    if (n == 6 && missing >= 2)
+        d[4] = (VEC)(((IVEC)d[4] & whole) | (zero4 & ~whole));
+    FC_NAME(winograd_b)(n, d);
+    FC_UNROLL
+    for (int i = 0; i < n; i++)
+        if (fc_short_skips(n, missing, i)) /* exactly, whatever the last cells were */
+            d[i] = (VEC)((IVEC)d[i] & whole);
+}
+
 /* A' m. */
 FC_INLINE void FC_NAME(winograd_a)(const int m, const int n, const VEC *x, VEC *y)
 {
@@ -101,22 +119,49 @@ FC_INLINE void FC_NAME(winograd_g)(const int n, const int r, const VEC *g, VEC *
         even_a += SPREAD(0.25) * g[4];
         even_b += SPREAD(4) * g[4];
     }
+    even_a *= SPREAD(-1.0 / 1.5);
+    even_b *= SPREAD(1.0 / 6);
     u[0] = g[0];
-    u[1] = SPREAD(-1.0 / 1.5) * (even_a + SPREAD(POINT_A) * odd_a);
-    u[2] = SPREAD(-1.0 / 1.5) * (even_a - SPREAD(POINT_A) * odd_a);
-    u[3] = SPREAD(1.0 / 6) * (even_b + SPREAD(POINT_B) * odd_b);
-    u[4] = SPREAD(1.0 / 6) * (even_b - SPREAD(POINT_B) * odd_b);
+    u[1] = even_a - SPREAD(POINT_A / 1.5) * odd_a;
+    u[2] = even_a + SPREAD(POINT_A / 1.5) * odd_a;
+    u[3] = even_b + SPREAD(POINT_B / 6) * odd_b;
+    u[4] = even_b - SPREAD(POINT_B / 6) * odd_b;
     u[5] = g[r - 1];
 }
 
-/* LANES cells from row[cell] on, with zeros for cells outside [first, stop). */
-FC_INLINE VEC FC_NAME(cells)(const FC_T *row, FC_INT cell, FC_INT first, FC_INT stop)
+/* Which of the LANES cells from `cell` on are in [first, stop). */
+FC_INLINE IVEC FC_NAME(cells_inside)(ptrdiff_t cell, ptrdiff_t first, ptrdiff_t stop)
 {
     IVEC at;
     for (int i = 0; i < FC_LANES; i++)
         at[i] = i;
-    at += cell - (IVEC){0};
-    return (VEC)(*(const IUVEC *)(row + cell) & (at >= first - (IVEC){0}) & (at < stop - (IVEC){0}));
+    at += (FC_INT)cell - (IVEC){0};
+    return (at >= (FC_INT)first - (IVEC){0}) & (at < (FC_INT)stop - (IVEC){0});
+}
+
+/* LANES cells, with zeros for those that are not `in`. */
+FC_INLINE VEC FC_NAME(cells)(const FC_T *from, IVEC in)
+{
+    return (VEC)(*(const IUVEC *)from & in);
+}
+
+/* The rows of a piece of a plane, its i-th at i*step behind what is returned: of a copy of what is inside, where `touched` cells
+ * from the beginning of each row on are not all in the array. Rows outside of [top, bottom) are not there. */
+FC_INLINE const FC_T *FC_NAME(piece_rows)(const fc_piece *piece, const fc_planes *from, const FC_T *plane, ptrdiff_t touched,
+                                          ptrdiff_t copy, ptrdiff_t *step)
+{
+    const FC_T *row = plane + piece->cell;
+    *step = from->width;
+    if (piece->top >= piece->bottom
+        || (row + piece->top * *step >= (const FC_T *)from->begin
+            && row + (piece->bottom - 1) * *step + touched <= (const FC_T *)from->end))
+        return row;
+    FC_T *line = (FC_T *)from->line + copy;
+    for (ptrdiff_t i = piece->top; i < piece->bottom; i++)
+        memcpy(line + i * from->pitch + piece->first, row + i * *step + piece->first,
+               (size_t)(piece->stop - piece->first) * sizeof(FC_T));
+    *step = from->pitch;
+    return line;
 }
 
 /* Constants for all lanes i of a vector. */
@@ -147,146 +192,205 @@ FC_INLINE VEC FC_NAME(cells)(const FC_T *row, FC_INT cell, FC_INT first, FC_INT 
 #define LAST_TURN(i, v) (((v) * FC_LANES + (i)) % 3 < 2 ? (i) : FC_LANES + ((v) * FC_LANES + (i)) / 3)
 #define IN_TURN(y, v) SHUFFLED(SHUFFLED(y[0], y[1], TURN, v), y[2], LAST_TURN, v)
 
-/* Transforms one row of `count` neighbouring tiles along the width: to[j*plane + t] gets (B' d)[j] of tile t, whose cells are
- * row[m*t] to row[m*t + n - 1], where cells outside [first, stop) count as zeros. Reads and stores whole vectors: m vectors
- * and LANES or 4 cells from the first cell of every LANES tiles must be readable, and to[j*plane] have room for them. What
- * lies `ahead` (the next channel) is fetched meanwhile: the rows of a plane are too short for the hardware to follow. */
-FC_INLINE void FC_NAME(row_tiles)(const int m, const int r, const FC_T *row, ptrdiff_t first, ptrdiff_t stop,
-                                  ptrdiff_t count, FC_T *to, ptrdiff_t plane, ptrdiff_t ahead)
+/* Every fourth of 4*LANES cells: d[j] has those from the j-th on. */
+FC_INLINE void FC_NAME(fourths)(const VEC *w, VEC *d)
+{
+    const VEC e0 = FC_NAME(even)(w[0], w[1]), e1 = FC_NAME(even)(w[2], w[3]);
+    const VEC o0 = FC_NAME(odd)(w[0], w[1]), o1 = FC_NAME(odd)(w[2], w[3]);
+    d[0] = FC_NAME(even)(e0, e1);
+    d[1] = FC_NAME(even)(o0, o1);
+    d[2] = FC_NAME(odd)(e0, e1);
+    d[3] = FC_NAME(odd)(o0, o1);
+}
+
+/* What follows transforms all rows of cells of some tiles of a plane along the width: to[(i*n + j)*pitch + lane] gets (B' d)[j] of
+ * row i of a tile. Cells outside of a piece's rows [top, bottom) and cells [first, stop) count as zeros. What lies `ahead` (the
+ * next channel) is fetched meanwhile: the rows of a plane are too short for the hardware to follow. */
+
+/* One piece of any length, a vector of tiles at a time. Stores whole vectors. */
+FC_INLINE void FC_NAME(run_tiles)(const int m, const int r, const fc_piece *piece, const fc_planes *from, const FC_T *plane,
+                                  FC_T *to, ptrdiff_t pitch)
 {
     enum { LINE = 64 / sizeof(FC_T) };
-    const int n = m + r - 1;
-    for (ptrdiff_t t = 0; t < count; t += LANES) {
-        VEC d[6];
-        for (ptrdiff_t k = 0; k < m * LANES; k += LINE)
-            __builtin_prefetch(row + ahead + m * t + k);
-        if (m == 4) {
-            VEC w[5];
-            FC_UNROLL
-            for (int k = 0; k < 5; k++)
-                w[k] = FC_NAME(cells)(row, (FC_INT)(4 * t + k * LANES), (FC_INT)first, (FC_INT)stop);
-            const VEC e0 = FC_NAME(even)(w[0], w[1]), e1 = FC_NAME(even)(w[2], w[3]);
-            const VEC o0 = FC_NAME(odd)(w[0], w[1]), o1 = FC_NAME(odd)(w[2], w[3]);
-            d[0] = FC_NAME(even)(e0, e1);
-            d[1] = FC_NAME(even)(o0, o1);
-            d[2] = FC_NAME(odd)(e0, e1);
-            d[3] = FC_NAME(odd)(o0, o1);
-            d[4] = SHIFTED(d[0], w[4], 0); /* a tile's last two cells are the first two of the next */
-            d[5] = SHIFTED(d[1], w[4], 1);
-        } else if (m == 3) {
-            VEC w[3];
-            FC_UNROLL
-            for (int k = 0; k < 3; k++)
-                w[k] = FC_NAME(cells)(row, (FC_INT)(3 * t + k * LANES), (FC_INT)first, (FC_INT)stop);
-            d[0] = THIRDS(w, 0);
-            d[1] = THIRDS(w, 1);
-            d[2] = THIRDS(w, 2);
-            const VEC x = FC_NAME(cells)(row, (FC_INT)(3 * (t + LANES)), (FC_INT)first, (FC_INT)stop);
-            d[3] = SHIFTED(d[0], x, 0);
-            d[4] = SHIFTED(d[1], x, 1);
-#if FC_LANES > 2
-            d[5] = SHIFTED(d[2], x, 2);
-#else
-            const VEC y = FC_NAME(cells)(row, (FC_INT)(3 * (t + LANES) + 1), (FC_INT)first, (FC_INT)stop);
-            d[5] = SHIFTED(d[2], y, 1);
-#endif
-        } else {
-            FC_UNROLL
-            for (int j = 0; j < n; j += 2) {
-                const VEC x = FC_NAME(cells)(row, (FC_INT)(2 * t + j), (FC_INT)first, (FC_INT)stop);
-                const VEC y = FC_NAME(cells)(row, (FC_INT)(2 * t + j + LANES), (FC_INT)first, (FC_INT)stop);
-                d[j] = FC_NAME(even)(x, y);
-                d[j + 1] = FC_NAME(odd)(x, y);
-            }
-        }
-        FC_NAME(winograd_b)(n, d);
+    const int n = m + r - 1, vectors = m == 4 ? 5 : m == 2 ? n : FC_LANES > 2 ? 4 : 5;
+    ptrdiff_t step;
+    const ptrdiff_t touched = m * ((piece->count + LANES - 1) / LANES * LANES) + (LANES > 4 ? LANES : 4);
+    const FC_T *rows = FC_NAME(piece_rows)(piece, from, plane, touched, 0, &step);
+    for (ptrdiff_t t = 0; t < piece->count; t += LANES) {
+        ptrdiff_t at[6];
+        IVEC in[6];
         FC_UNROLL
-        for (int j = 0; j < n; j++)
-            *(UVEC *)(to + j * plane + t) = d[j];
+        for (int v = 0; v < vectors; v++) {
+            at[v] = m * t + (m == 2 ? v / 2 * 2 + v % 2 * LANES : v < 4 || m == 4 ? v * LANES : 3 * LANES + 1);
+            in[v] = FC_NAME(cells_inside)(at[v], piece->first, piece->stop);
+        }
+        FC_T *store = to + piece->lane + t;
+        for (int i = 0; i < n; i++, store += n * pitch) {
+            VEC w[6], d[6];
+            if (i < piece->top || i >= piece->bottom) {
+                FC_UNROLL
+                for (int j = 0; j < n; j++)
+                    *(UVEC *)(store + j * pitch) = (VEC){0};
+                continue;
+            }
+            const FC_T *row = rows + i * step;
+            for (ptrdiff_t k = 0; k < m * LANES; k += LINE)
+                __builtin_prefetch(row + from->ahead + m * t + k);
+            FC_UNROLL
+            for (int v = 0; v < vectors; v++)
+                w[v] = FC_NAME(cells)(row + at[v], in[v]);
+            if (m == 4) {
+                FC_NAME(fourths)(w, d);
+                d[4] = SHIFTED(d[0], w[4], 0); /* a tile's last two cells are the first two of the next */
+                d[5] = SHIFTED(d[1], w[4], 1);
+            } else if (m == 3) {
+                d[0] = THIRDS(w, 0);
+                d[1] = THIRDS(w, 1);
+                d[2] = THIRDS(w, 2);
+                d[3] = SHIFTED(d[0], w[3], 0);
+                d[4] = SHIFTED(d[1], w[3], 1);
+#if FC_LANES > 2
+                d[5] = SHIFTED(d[2], w[3], 2);
+#else
+                d[5] = SHIFTED(d[2], w[4], 1);
+#endif
+            } else {
+                FC_UNROLL
+                for (int j = 0; j < n; j++)
+                    d[j] = j % 2 ? FC_NAME(odd)(w[j - 1], w[j]) : FC_NAME(even)(w[j], w[j + 1]);
+            }
+            FC_NAME(winograd_b)(n, d);
+            FC_UNROLL
+            for (int j = 0; j < n; j++)
+                *(UVEC *)(store + j * pitch) = d[j];
+        }
     }
 }
 
-/* Transforms all rows of cells of m pieces, 2 or 4, along the width: to[(i*n + j)*plane + lane] gets (B' d)[j] of row i of a tile.
- * Vectors of m pieces are taken apart as m neighbouring vectors of one row are in row_tiles. LANES + 4 cells from the first
- * of each row in the image must be readable. Stores LANES/m lanes from that of each piece on: what lies behind a piece of
- * fewer tiles comes later. */
-FC_INLINE void FC_NAME(row_pieces)(const int m, const int r, const fc_piece *piece, FC_T *to, ptrdiff_t plane,
-                                   ptrdiff_t ahead)
+/* m pieces, 2 or 4 and of LANES/m tiles or less, `count` of which exist: as m neighbouring vectors of one row are taken apart in
+ * run_tiles. Stores LANES/m lanes of each: what lies behind a piece of fewer tiles comes later. */
+FC_INLINE void FC_NAME(pieces_tiles)(const int m, const int r, const fc_piece *piece, ptrdiff_t count, const fc_planes *from,
+                                     const FC_T *plane, FC_T *to, ptrdiff_t pitch)
 {
     enum { LINE = 64 / sizeof(FC_T) };
-    const int n = m + r - 1, each = FC_LANES / m;
+    static const FC_T nothing[LANES + 4];
+    const int n = m + r - 1, each = FC_LANES / m, parts = m == 4 ? 2 : n / 2;
+    const FC_T *rows[4];
+    ptrdiff_t step[4], top[4], bottom[4], lane[4];
+    IVEC in[3][4];
     int dense = 1;
-    for (int k = 1; k < m; k++)
-        dense &= piece[k].lane == piece[0].lane + k * each;
-    for (int i = 0; i < n; i++, to += n * plane) {
-        VEC d[6], w[4], z[4];
-        const FC_T *row[4];
-        FC_INT first[4], stop[4];
+    FC_UNROLL
+    for (int k = 0; k < m; k++) {
+        const fc_piece *p = piece + (k < count ? k : 0);
+        rows[k] = FC_NAME(piece_rows)(p, from, plane, LANES + 4, k * n * from->pitch, &step[k]);
+        top[k] = p->top;
+        bottom[k] = k < count ? p->bottom : p->top;
+        lane[k] = k < count ? p->lane : FC_BLOCK_TILES; /* where no tile is */
+        dense &= lane[k] == piece->lane + k * each;
+        FC_UNROLL
+        for (int part = 0; part < parts; part++)
+            in[part][k] = FC_NAME(cells_inside)((m == 4 ? 4 : 2) * part, p->first, p->stop);
+    }
+    for (int i = 0; i < n; i++, to += n * pitch) {
+        VEC d[6], w[3][4], last[4];
         FC_UNROLL
         for (int k = 0; k < m; k++) {
-            const int inside = i >= piece[k].top && i < piece[k].bottom;
-            const ptrdiff_t y = inside ? i : piece[k].top; /* any row that may be read */
-            row[k] = (const FC_T *)piece[k].row + y * piece[k].step;
-            first[k] = (FC_INT)piece[k].first;
-            stop[k] = inside ? (FC_INT)piece[k].stop : 0;
+            const FC_T *row = rows[k] + i * step[k];
             for (ptrdiff_t cell = 0; cell < LANES + 4; cell += LINE)
-                __builtin_prefetch(row[k] + ahead + cell);
+                __builtin_prefetch(row + from->ahead + cell);
+            row = i >= top[k] && i < bottom[k] ? row : nothing;
+            FC_UNROLL
+            for (int part = 0; part < parts; part++)
+                w[part][k] = FC_NAME(cells)(row + (m == 4 ? 4 : 2) * part, in[part][k]);
         }
         if (m == 4) {
-            FC_UNROLL
-            for (int k = 0; k < 4; k++) {
-                w[k] = FC_NAME(cells)(row[k], 0, first[k], stop[k]);
-                z[k] = FC_NAME(cells)(row[k], 4, first[k], stop[k]);
-            }
-            const VEC e0 = FC_NAME(even)(w[0], w[1]), e1 = FC_NAME(even)(w[2], w[3]);
-            const VEC o0 = FC_NAME(odd)(w[0], w[1]), o1 = FC_NAME(odd)(w[2], w[3]);
-            d[0] = FC_NAME(even)(e0, e1);
-            d[1] = FC_NAME(even)(o0, o1);
-            d[2] = FC_NAME(odd)(e0, e1);
-            d[3] = FC_NAME(odd)(o0, o1);
-            d[4] = FC_NAME(even)(FC_NAME(even)(z[0], z[1]), FC_NAME(even)(z[2], z[3]));
-            d[5] = FC_NAME(even)(FC_NAME(odd)(z[0], z[1]), FC_NAME(odd)(z[2], z[3]));
+            FC_NAME(fourths)(w[0], d);
+            FC_NAME(fourths)(w[1], last);
+            d[4] = last[0];
+            d[5] = last[1];
         } else {
             FC_UNROLL
-            for (int j = 0; j < n; j += 2) {
-                const VEC x = FC_NAME(cells)(row[0], j, first[0], stop[0]);
-                const VEC y = FC_NAME(cells)(row[1], j, first[1], stop[1]);
-                d[j] = FC_NAME(even)(x, y);
-                d[j + 1] = FC_NAME(odd)(x, y);
-            }
+            for (int j = 0; j < n; j++)
+                d[j] = j % 2 ? FC_NAME(odd)(w[j / 2][0], w[j / 2][1]) : FC_NAME(even)(w[j / 2][0], w[j / 2][1]);
         }
         FC_NAME(winograd_b)(n, d);
         FC_UNROLL
         for (int j = 0; j < n; j++) {
             if (dense) {
-                *(UVEC *)(to + j * plane + piece[0].lane) = d[j];
+                *(UVEC *)(to + j * pitch + lane[0]) = d[j];
                 continue;
             }
             FC_UNROLL
             for (int k = 0; k < m; k++)
-                memcpy(to + j * plane + piece[k].lane, (const FC_T *)&d[j] + k * each, each * sizeof(FC_T));
+                memcpy(to + j * pitch + lane[k], (const FC_T *)&d[j] + k * each, each * sizeof(FC_T));
         }
     }
 }
 
-/* Transforms along the height: from[(i*n + j)*plane + t] to v[(i*n + j)*step + t], for `count` tiles. What the next channel
- * will be stored to lies `next` further: it is fetched meanwhile, because no hardware follows n*n streams. */
-FC_INLINE void FC_NAME(columns_tiles)(const int n, const FC_T *from, ptrdiff_t plane, ptrdiff_t count, FC_T *v,
-                                      ptrdiff_t step, ptrdiff_t next)
+/* Up to LANES pieces of one tile, the last one of its row of tiles, which has `missing` pixels less than m there. What they
+ * need, at most 5 cells in a row, is gathered as if it were neighbouring tiles. Stores a whole vector. */
+FC_INLINE void FC_NAME(brief_tiles)(const int n, int missing, const fc_piece *piece, ptrdiff_t count, const fc_planes *from,
+                                    const FC_T *plane, FC_T *to, ptrdiff_t pitch)
 {
-    for (ptrdiff_t t = 0; t < count; t += LANES)
+    const int five = n - missing > 4;
+    FC_T four[6][4 * LANES], fifth[6][LANES];
+    memset(four, 0, sizeof four);
+    memset(fifth, 0, sizeof fifth);
+    for (ptrdiff_t k = 0; k < count; k++) {
+        ptrdiff_t step;
+        const FC_T *rows = FC_NAME(piece_rows)(piece + k, from, plane, 5, 0, &step);
+        for (ptrdiff_t i = piece[k].top; i < piece[k].bottom; i++) {
+            memcpy(four[i] + 4 * k, rows + i * step, 4 * sizeof(FC_T));
+            if (five)
+                fifth[i][k] = rows[i * step + 4];
+        }
+    }
+    for (int i = 0; i < n; i++, to += n * pitch) {
+        VEC w[4], d[6];
+        FC_UNROLL
+        for (int v = 0; v < 4; v++)
+            w[v] = *(const UVEC *)(four[i] + v * LANES);
+        FC_NAME(fourths)(w, d);
+        d[4] = *(const UVEC *)fifth[i];
+        d[5] = (VEC){0};
+        FC_UNROLL
+        for (int j = 0; j < 5; j++) /* all of them are in the same column */
+            if (j < piece->first || j >= piece->stop)
+                d[j] = (VEC){0};
+        FC_NAME(winograd_b_short)(n, missing, (IVEC){0}, d);
+        FC_UNROLL
+        for (int j = 0; j < n; j++)
+            *(UVEC *)(to + j * pitch + piece->lane) = d[j];
+    }
+}
+
+/* Transforms along the height: from[(i*n + j)*plane + t] to v[(i*n + j)*step + t], for `count` tiles, of which those before
+ * `low` are whole and the others have `missing` pixels less than M. What the next channel will be stored to lies `next`
+ * further: it is fetched meanwhile, because no hardware follows n*n streams. */
+FC_INLINE void FC_NAME(columns_tiles)(const int n, const FC_T *from, ptrdiff_t plane, ptrdiff_t count, ptrdiff_t low,
+                                      int missing, FC_T *v, ptrdiff_t step, ptrdiff_t next)
+{
+    for (ptrdiff_t t = 0; t < count; t += LANES) {
+        IVEC whole;
+        for (int i = 0; i < FC_LANES; i++)
+            whole[i] = i;
+        whole = whole < (FC_INT)(low - t) - (IVEC){0};
         for (int j = 0; j < n; j++) {
             VEC d[6];
             FC_UNROLL
             for (int i = 0; i < n; i++)
                 d[i] = *(const UVEC *)(from + (i * n + j) * plane + t);
-            FC_NAME(winograd_b)(n, d);
+            if (t + LANES > low)
+                FC_NAME(winograd_b_short)(n, missing, whole, d);
+            else
+                FC_NAME(winograd_b)(n, d);
             FC_UNROLL
             for (int i = 0; i < n; i++) {
                 *(UVEC *)(v + (i * n + j) * step + t) = d[i];
                 __builtin_prefetch(v + (i * n + j) * step + t + next, 1);
             }
         }
+    }
 }
 
 /* Transforms products back: x[(i*n + j)*plane + t] to pixels[i*line + m*t + j] with i, j < m, for `count` tiles, whole
@@ -351,28 +455,61 @@ FC_INLINE void FC_NAME(output_tiles)(const int m, const int r, const FC_T *x, pt
 #define PANEL_LANES (FC_LANES < FC_PANEL ? FC_LANES : FC_PANEL)
 #define SOURCES (FC_LANES / PANEL_LANES)
 
-/* The taps of filters g[k*step + s*source_step + tap] of `count` output channels k and `sources` input channels s: tap[i] has
- * tap i of all of them, lane s*PANEL_LANES + k of one, and zeros for those that do not exist. Nothing is read at `end` or
- * behind. */
-FC_INLINE void FC_NAME(taps)(const int taps, const FC_T *g, ptrdiff_t step, ptrdiff_t source_step, ptrdiff_t count,
-                             ptrdiff_t sources, const FC_T *end, VEC *tap)
+#if FC_LANES == 16
+typedef FC_T UHALF __attribute__((vector_size(FC_VECTOR_BYTES / 2), aligned(sizeof(FC_T)), may_alias));
+
+/* Two transpositions of 8x8, one in the first and one in the second 8 lanes of all vectors, by three perfect shuffles. */
+#define INTERLEAVED(i, high) ((i) / 8 * 8 + (i) % 8 / 2 + 4 * (high) + (i) % 2 * 16)
+FC_INLINE void FC_NAME(turn_halves)(VEC *x)
 {
-    enum { MOST = 25 };
-    FC_T lane[MOST][FC_LANES];
-    const int whole = (taps + FC_LANES / 2 - 1) / FC_LANES * FC_LANES; /* what comes from transpositions */
-    if (count >= PANEL_LANES && sources >= SOURCES
-        && g + (PANEL_LANES - 1) * step + (SOURCES - 1) * source_step + whole <= end) {
+    FC_UNROLL
+    for (int stage = 0; stage < 3; stage++) {
+        VEC y[8];
         FC_UNROLL
-        for (int t = 0; t < whole; t += FC_LANES) {
-            VEC column[FC_LANES];
+        for (int i = 0; i < 4; i++) {
+            y[2 * i] = SHUFFLED(x[i], x[i + 4], INTERLEAVED, 0);
+            y[2 * i + 1] = SHUFFLED(x[i], x[i + 4], INTERLEAVED, 1);
+        }
+        FC_UNROLL
+        for (int i = 0; i < 8; i++)
+            x[i] = y[i];
+    }
+}
+#undef INTERLEAVED
+#endif
+
+/* The taps of filters g[k*step + s*source_step + tap] of `count` output channels k and `sources` input channels s: tap[i] has
+ * tap i of all of them, lane s*PANEL_LANES + k of one, and zeros for those that do not exist. */
+FC_INLINE void FC_NAME(taps)(const int taps, const FC_T *g, ptrdiff_t step, ptrdiff_t source_step, ptrdiff_t count,
+                             ptrdiff_t sources, VEC *tap)
+{
+    enum { MOST = 25, SIDE = FC_LANES < 8 ? FC_LANES : 8, AHEAD = 512 }; /* of what is transposed */
+    FC_T lane[MOST][FC_LANES];
+    const int whole = taps / SIDE * SIDE;
+    if (count >= PANEL_LANES && sources >= SOURCES) {
+        FC_UNROLL
+        for (int t = 0; t < whole; t += SIDE) {
+            VEC column[SIDE];
             FC_UNROLL
-            for (int i = 0; i < FC_LANES; i++)
-                column[i] = *(const UVEC *)(g + i % PANEL_LANES * step + i / PANEL_LANES * source_step + t);
+            for (int i = 0; i < SIDE; i++) {
+                const FC_T *from = g + i * step + t;
+                if (t == 0)
+                    __builtin_prefetch((const char *)from + AHEAD);
+#if FC_LANES == 16
+                column[i] = __builtin_shufflevector(*(const UHALF *)from, *(const UHALF *)(from + source_step), 0, 1, 2, 3, 4,
+                                                    5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+#else
+                column[i] = *(const UVEC *)from;
+#endif
+            }
+#if FC_LANES == 16
+            FC_NAME(turn_halves)(column);
+#else
             FC_NAME(turn)(column);
+#endif
             FC_UNROLL
-            for (int i = 0; i < FC_LANES; i++)
-                if (t + i < taps)
-                    tap[t + i] = column[i];
+            for (int i = 0; i < SIDE; i++)
+                tap[t + i] = column[i];
         }
         for (int t = whole; t < taps; t++) {
             for (int i = 0; i < FC_LANES; i++)
@@ -392,17 +529,16 @@ FC_INLINE void FC_NAME(taps)(const int taps, const FC_T *g, ptrdiff_t step, ptrd
 
 /* Transforms the filters of one panel of output channels, `count` of which exist: g[k*step + s*source_step + tap] of output
  * channel k and input channel s to u[(y*n + x)*plane + s*FC_PANEL + k], for all `sources`; turned by 180 degrees where `turn`
- * is not 0. Stores whole vectors: a plane must have room for SOURCES - 1 input channels more. Nothing is read at `end` or
- * behind. */
+ * is not 0. Stores whole vectors: a plane must have room for SOURCES - 1 input channels more. */
 FC_INLINE void FC_NAME(filter_tiles)(const int m, const int r, const FC_T *g, ptrdiff_t step, ptrdiff_t source_step, int turn,
-                                     ptrdiff_t count, ptrdiff_t sources, const FC_T *end, FC_T *u, ptrdiff_t plane)
+                                     ptrdiff_t count, ptrdiff_t sources, FC_T *u, ptrdiff_t plane)
 {
     const int n = m + r - 1;
     for (ptrdiff_t s = 0; s < sources; s += SOURCES)
         for (ptrdiff_t k = 0; k < FC_PANEL; k += PANEL_LANES) {
             FC_T *to = u + s * FC_PANEL + k;
             VEC tap[25], half[6][5];
-            FC_NAME(taps)(r * r, g + k * step + s * source_step, step, source_step, count - k, sources - s, end, tap);
+            FC_NAME(taps)(r * r, g + k * step + s * source_step, step, source_step, count - k, sources - s, tap);
             FC_UNROLL
             for (int j = 0; j < r; j++) {
                 VEC column[5], y[6];
@@ -676,32 +812,36 @@ static void FC_NAME(winograd_filter_gradients)(const FC_T *x, ptrdiff_t plane, p
     else                                                                                                             \
         call(2, 5)
 
-static void FC_NAME(winograd_row)(int tile, int filter, const FC_T *row, ptrdiff_t first, ptrdiff_t stop, ptrdiff_t count,
-                                  FC_T *to, ptrdiff_t plane, ptrdiff_t ahead)
+/* Rows of cells of the pieces piece[0] to piece[count - 1] of a plane, as fc_piece says they are taken together. */
+static void FC_NAME(winograd_rows)(int tile, int filter, int missing, const fc_piece *piece, ptrdiff_t count,
+                                   const fc_planes *from, const FC_T *plane, FC_T *to, ptrdiff_t pitch)
 {
-#define ROW(M, R) FC_NAME(row_tiles)(M, R, row, first, stop, count, to, plane, ahead)
-    BY_TILE(ROW);
-#undef ROW
+#define RUN(M, R) FC_NAME(run_tiles)(M, R, piece, from, plane, to, pitch)
+    for (ptrdiff_t taken; count; piece += taken, count -= taken) {
+        taken = piece->together;
+        if (piece->brief && tile + filter == 5)
+            FC_NAME(brief_tiles)(4, missing, piece, taken, from, plane, to, pitch);
+        else if (piece->brief)
+            FC_NAME(brief_tiles)(6, missing, piece, taken, from, plane, to, pitch);
+        else if (piece->whole_row) {
+            BY_TILE(RUN);
+        } else if (tile == 4)
+            FC_NAME(pieces_tiles)(4, 3, piece, taken, from, plane, to, pitch);
+        else if (filter == 3)
+            FC_NAME(pieces_tiles)(2, 3, piece, taken, from, plane, to, pitch);
+        else
+            FC_NAME(pieces_tiles)(2, 5, piece, taken, from, plane, to, pitch);
+    }
+#undef RUN
 }
 
-/* `tile` is 2 or 4. */
-static void FC_NAME(winograd_pieces)(int tile, int filter, const fc_piece *piece, FC_T *to, ptrdiff_t plane, ptrdiff_t ahead)
-{
-    if (tile == 4)
-        FC_NAME(row_pieces)(4, 3, piece, to, plane, ahead);
-    else if (filter == 3)
-        FC_NAME(row_pieces)(2, 3, piece, to, plane, ahead);
-    else
-        FC_NAME(row_pieces)(2, 5, piece, to, plane, ahead);
-}
-
-static void FC_NAME(winograd_columns)(int n, const FC_T *from, ptrdiff_t plane, ptrdiff_t count, FC_T *v, ptrdiff_t step,
-                                      ptrdiff_t next)
+static void FC_NAME(winograd_columns)(int n, const FC_T *from, ptrdiff_t plane, ptrdiff_t count, ptrdiff_t low, int missing,
+                                      FC_T *v, ptrdiff_t step, ptrdiff_t next)
 {
     if (n == 6)
-        FC_NAME(columns_tiles)(6, from, plane, count, v, step, next);
+        FC_NAME(columns_tiles)(6, from, plane, count, low, missing, v, step, next);
     else
-        FC_NAME(columns_tiles)(4, from, plane, count, v, step, next);
+        FC_NAME(columns_tiles)(4, from, plane, count, low, missing, v, step, next);
 }
 
 static void FC_NAME(winograd_output)(int tile, int filter, const FC_T *x, ptrdiff_t plane, ptrdiff_t count, FC_T *pixels,
@@ -713,9 +853,9 @@ static void FC_NAME(winograd_output)(int tile, int filter, const FC_T *x, ptrdif
 }
 
 static void FC_NAME(winograd_filters)(int tile, int filter, const FC_T *g, ptrdiff_t step, ptrdiff_t source_step, int turn,
-                                      ptrdiff_t count, ptrdiff_t sources, const FC_T *end, FC_T *u, ptrdiff_t plane)
+                                      ptrdiff_t count, ptrdiff_t sources, FC_T *u, ptrdiff_t plane)
 {
-#define FILTERS(M, R) FC_NAME(filter_tiles)(M, R, g, step, source_step, turn, count, sources, end, u, plane)
+#define FILTERS(M, R) FC_NAME(filter_tiles)(M, R, g, step, source_step, turn, count, sources, u, plane)
     BY_TILE(FILTERS);
 #undef FILTERS
 }

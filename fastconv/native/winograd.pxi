@@ -12,6 +12,12 @@
 # have few tiles (small images), most lanes of such vectors would be idle: there the M vectors come from different rows
 # (but with M = 3, which no vector is a multiple of).
 #
+# The last tile of a row or column of tiles may have fewer than M pixels, `missing` of them. Its transform then can be such that
+# as many of the N values of V vanish, by row and by column (winograd.h): all tiles for which one of the products is zero lie at
+# an end of a block, and that product leaves them out. For a block of 14x14 pixels with M = 4, 36 products of 16 tiles become
+# 16 of 16, 16 of 12 and 4 of 9. Tiles lie in four kinds, by their first lane: 0 those with fewer columns, 1 whole ones, 2
+# those with fewer rows, 3 those with fewer of both.
+#
 # U lies in panels of FC_PANEL output channels, (panel, N*N, C, FC_PANEL), so that a product reads it in one stream, and the
 # panel that comes next is fetched meanwhile. It is made for each call, or once by winograd_pack.
 #
@@ -36,39 +42,52 @@
 cdef extern from "simd.h" nogil:
     enum:
         FC_PANEL
-    void fc_winograd_row_f32(int, int, const float*, ptrdiff_t, ptrdiff_t, ptrdiff_t, float*, ptrdiff_t, ptrdiff_t)
-    void fc_winograd_row_f64(int, int, const double*, ptrdiff_t, ptrdiff_t, ptrdiff_t, double*, ptrdiff_t, ptrdiff_t)
+        FC_BLOCK_TILES
     ctypedef struct fc_piece:
-        const void* row
-        Py_ssize_t step, first, stop, top, bottom, lane
-    void fc_winograd_pieces_f32(int, int, const fc_piece*, float*, ptrdiff_t, ptrdiff_t)
-    void fc_winograd_pieces_f64(int, int, const fc_piece*, double*, ptrdiff_t, ptrdiff_t)
-    void fc_winograd_columns_f32(int, const float*, ptrdiff_t, ptrdiff_t, float*, ptrdiff_t, ptrdiff_t)
-    void fc_winograd_columns_f64(int, const double*, ptrdiff_t, ptrdiff_t, double*, ptrdiff_t, ptrdiff_t)
+        Py_ssize_t cell, first, stop, top, bottom, lane, count, together
+        bint whole_row, brief
+    ctypedef struct fc_planes:
+        const void* begin
+        const void* end
+        Py_ssize_t width, ahead
+        void* line
+        Py_ssize_t pitch
+    int fc_short_skips(int, int, int)
+    void fc_winograd_rows_f32(int, int, int, const fc_piece*, ptrdiff_t, const fc_planes*, const float*, float*, ptrdiff_t)
+    void fc_winograd_rows_f64(int, int, int, const fc_piece*, ptrdiff_t, const fc_planes*, const double*, double*, ptrdiff_t)
+    void fc_winograd_columns_f32(int, const float*, ptrdiff_t, ptrdiff_t, ptrdiff_t, int, float*, ptrdiff_t, ptrdiff_t)
+    void fc_winograd_columns_f64(int, const double*, ptrdiff_t, ptrdiff_t, ptrdiff_t, int, double*, ptrdiff_t, ptrdiff_t)
     void fc_winograd_output_f32(int, int, const float*, ptrdiff_t, ptrdiff_t, float*, ptrdiff_t, const float*, int, float*)
     void fc_winograd_output_f64(int, int, const double*, ptrdiff_t, ptrdiff_t, double*, ptrdiff_t, const double*, int,
                                 double*)
     void fc_mark(uint8_t*)
+    void fc_copy_few(char*, const char*, ptrdiff_t)
     Py_ssize_t fc_product_pieces(Py_ssize_t)
-    void fc_winograd_filters_f32(int, int, const float*, ptrdiff_t, ptrdiff_t, int, ptrdiff_t, ptrdiff_t, const float*,
-                                 float*, ptrdiff_t)
-    void fc_winograd_filters_f64(int, int, const double*, ptrdiff_t, ptrdiff_t, int, ptrdiff_t, ptrdiff_t, const double*,
-                                 double*, ptrdiff_t)
+    void fc_winograd_filters_f32(int, int, const float*, ptrdiff_t, ptrdiff_t, int, ptrdiff_t, ptrdiff_t, float*,
+                                 ptrdiff_t)
+    void fc_winograd_filters_f64(int, int, const double*, ptrdiff_t, ptrdiff_t, int, ptrdiff_t, ptrdiff_t, double*,
+                                 ptrdiff_t)
     void fc_winograd_product_f32(const float*, const float*, const float*, ptrdiff_t, ptrdiff_t, ptrdiff_t, float*,
                                  ptrdiff_t, int)
     void fc_winograd_product_f64(const double*, const double*, const double*, ptrdiff_t, ptrdiff_t, ptrdiff_t, double*,
                                  ptrdiff_t, int)
 
 cdef enum:
-    BLOCK_TILES = 64
+    BLOCK_TILES = FC_BLOCK_TILES
     BLOCK_K = 32
     CHANNELS_AT_ONCE = 16     # of one item of the input transform
     KEPT_FILTERS = 12582912   # bytes of U that are transformed once for a call
     V_BYTES = 6291456         # of a super-block, where filters are transformed block by block
 
-# Neighbouring tiles of one row of tiles.
+    KINDS = 4                 # of tiles
+    # FMA instructions that it costs to take the last tiles of rows apart, for a block of tiles of a channel
+    NARROW_SOURCE = 300
+    NARROW_ROW = 300
+
+# Neighbouring tiles of one row of tiles, of one kind.
 cdef struct TileRun:
     Py_ssize_t lane, count, image, row, column
+    bint brief                       # they have fewer columns
 
 cdef struct Winograd:
     Py_ssize_t batch, groups, sources, rows
@@ -79,6 +98,7 @@ cdef struct Winograd:
     int tile, filter, n, planes      # M, R, N, N*N
     bint short_runs                  # rows have so few tiles that vectors come from several
     Py_ssize_t tiles_h, tiles_w, tiles, blocks
+    int missing_h, missing_w         # rows and columns that the last tiles have less, where they are taken apart
     Py_ssize_t width                 # lanes of a block of tiles
     Py_ssize_t super                 # blocks of a super-block
     Py_ssize_t panels                # of output channels
@@ -91,13 +111,14 @@ cdef struct Winograd:
     bint past_caches                 # the output is too large to be found in a cache when it is needed
     Py_ssize_t u_plane, u_panel      # elements of one of the planes of a panel of U, and of the panel
     Py_ssize_t v_plane, v_block      # elements of one of the planes of V, and of a block of tiles
-    Py_ssize_t u_bytes, v_bytes, row_bytes, m_bytes, line_bytes, half_bytes, run_bytes, thread_bytes
+    Py_ssize_t u_bytes, v_bytes, row_bytes, m_bytes, line_bytes, half_bytes, piece_bytes, thread_bytes
     uint8_t* spoiled                 # of each row of tiles of each image: whether something in it is not finite
 
 
-cdef inline Py_ssize_t piece_line(Py_ssize_t itemsize) noexcept nogil:
-    """Elements from row to row of a padded copy of a piece."""
-    return 2 * FC_VECTOR_BYTES // itemsize + 4
+cdef inline Py_ssize_t piece_line(const Winograd* job, Py_ssize_t itemsize) noexcept nogil:
+    """Elements from row to row of the copy of a piece, whose vectors reach beyond its end."""
+    cdef Py_ssize_t lanes = FC_VECTOR_BYTES // itemsize
+    return (lanes if job.short_runs else job.tile * (BLOCK_TILES + lanes)) + lanes + 4
 
 
 cdef void set_u(Winograd* job, Py_ssize_t sources, Py_ssize_t itemsize) noexcept nogil:
@@ -130,6 +151,7 @@ cdef void plan_winograd(Winograd* job, const Window* v, bint backward, int tile,
     job.tiles_h, job.tiles_w = ceil_div(job.out_h, tile), ceil_div(job.out_w, tile)
     job.short_runs = 2 * job.tiles_w <= lanes and lanes >= tile and tile != 3
     job.tiles = job.batch * job.tiles_h * job.tiles_w
+    take_short_tiles_apart(job, lanes)
     job.blocks = ceil_div(job.tiles, BLOCK_TILES)
     job.width = least(BLOCK_TILES, ceil_div(job.tiles, lanes) * lanes)
     # one cache line more than a power of two, so that the planes do not share cache sets
@@ -165,29 +187,107 @@ cdef void plan_winograd(Winograd* job, const Window* v, bint backward, int tile,
     job.v_bytes = aligned(job.super * job.v_block * itemsize) if not job.apart else 0
     job.row_bytes = aligned(job.batch * job.tiles_h)
     job.m_bytes = aligned(job.part_panels * FC_PANEL * job.planes * job.width * itemsize)
-    job.line_bytes = aligned(most(most((tile * BLOCK_TILES + 4) * itemsize + 8 * FC_VECTOR_BYTES,  # a padded run
-                                       tile * (tile * BLOCK_TILES) * itemsize),                    # rows of output
-                                  tile * job.n * piece_line(itemsize) * itemsize))                 # padded pieces
+    job.line_bytes = aligned(most(tile * (tile * BLOCK_TILES),  # rows of output; copies of pieces
+                                  (tile if job.short_runs else 1) * job.n * piece_line(job, itemsize)) * itemsize)
     job.half_bytes = aligned(job.planes * (BLOCK_TILES * itemsize + FC_VECTOR_BYTES))
-    job.run_bytes = aligned(BLOCK_TILES * sizeof(TileRun))
-    job.thread_bytes = job.m_bytes + job.line_bytes + job.half_bytes + job.run_bytes
+    job.piece_bytes = aligned(BLOCK_TILES * sizeof(fc_piece))
+    job.thread_bytes = job.m_bytes + job.line_bytes + job.half_bytes + job.piece_bytes
     if job.apart:
         job.thread_bytes += aligned(job.v_block * itemsize)
     if not job.kept:
         job.thread_bytes += aligned(job.part_panels * job.u_panel * itemsize)
 
 
-cdef Py_ssize_t cut_tiles(const Winograd* job, Py_ssize_t block, TileRun* run) noexcept nogil:
-    """Cut a block of tiles at the ends of rows of tiles."""
-    cdef Py_ssize_t tile = block * BLOCK_TILES, last = least(tile + BLOCK_TILES, job.tiles), count = 0
-    while tile < last:
-        run[count].lane = tile - block * BLOCK_TILES
-        run[count].column = tile % job.tiles_w
-        run[count].row = tile // job.tiles_w % job.tiles_h
-        run[count].image = tile // (job.tiles_w * job.tiles_h)
-        run[count].count = least(job.tiles_w - run[count].column, last - tile)
-        tile += run[count].count
-        count += 1
+cdef void lanes_of_product(const Winograd* job, const Py_ssize_t* lane, int xi, Py_ssize_t lanes, Py_ssize_t* start,
+                           Py_ssize_t* vectors) noexcept nogil:
+    """The vectors of tiles that a product does not leave out, where `lane` is of the kinds of tiles."""
+    cdef Py_ssize_t stop = lane[KINDS]
+    start[0] = 0
+    if fc_short_skips(job.n, job.missing_w, xi % job.n):
+        start[0], stop = lane[1], lane[3]
+    if fc_short_skips(job.n, job.missing_h, xi // job.n):
+        stop = lane[2]
+    vectors[0] = ceil_div(stop - start[0], lanes)
+    start[0] = least(start[0], (ceil_div(lane[KINDS], lanes) - vectors[0]) * lanes)
+
+
+cdef Py_ssize_t vectors_of_products(const Winograd* job, Py_ssize_t lanes) noexcept nogil:
+    """Of all products of a channel for the first block of tiles."""
+    cdef TileRun run[BLOCK_TILES]
+    cdef Py_ssize_t lane[KINDS + 1]
+    cdef Py_ssize_t start, vectors, total = 0
+    cdef int xi
+    cut_tiles(job, 0, run, lane)
+    for xi in range(job.planes):
+        lanes_of_product(job, lane, xi, lanes, &start, &vectors)
+        total += vectors
+    return total
+
+
+cdef void take_short_tiles_apart(Winograd* job, Py_ssize_t lanes) noexcept nogil:
+    """The last row of tiles costs nothing more; the last column of tiles is taken apart where that pays."""
+    cdef Py_ssize_t saved
+    job.missing_h, job.missing_w = job.tiles_h * job.tile - job.out_h, 0
+    saved = vectors_of_products(job, lanes)
+    job.missing_w = job.tiles_w * job.tile - job.out_w
+    saved -= vectors_of_products(job, lanes)
+    if saved * job.sources * job.rows <= NARROW_SOURCE * job.sources + NARROW_ROW * job.rows:
+        job.missing_w = 0
+
+
+cdef Py_ssize_t cut_tiles(const Winograd* job, Py_ssize_t block, TileRun* run, Py_ssize_t* lane) noexcept nogil:
+    """Cut a block of tiles at the ends of rows of tiles, kind by kind. Returns the number of runs, and the first lane of each
+    kind and the one behind all of them in lane[:KINDS + 1]."""
+    cdef Py_ssize_t first = block * BLOCK_TILES, last = least(first + BLOCK_TILES, job.tiles), runs = 0
+    cdef Py_ssize_t kind, tile, row, column, count, wide
+    lane[0] = 0
+    for kind in range(KINDS):
+        lane[kind + 1] = lane[kind]
+        tile = first
+        while tile < last:
+            column = tile % job.tiles_w
+            row = tile // job.tiles_w
+            count = least(job.tiles_w - column, last - tile)
+            tile += count
+            if (kind >= 2) != (job.missing_h > 0 and row % job.tiles_h == job.tiles_h - 1):
+                continue
+            wide = count if job.missing_w == 0 else least(count, job.tiles_w - 1 - column)
+            if kind == 0 or kind == 3:
+                column, count = column + wide, count - wide
+            else:
+                count = wide
+            if count > 0:
+                run[runs].lane, run[runs].count, run[runs].column = lane[kind + 1], count, column
+                run[runs].image, run[runs].row = row // job.tiles_h, row % job.tiles_h
+                run[runs].brief = kind == 0 or kind == 3
+                lane[kind + 1] += count
+                runs += 1
+    return runs
+
+
+cdef Py_ssize_t cut_pieces(const Winograd* job, const TileRun* run, Py_ssize_t runs, Py_ssize_t lanes,
+                           fc_piece* piece) noexcept nogil:
+    """Cut runs into what is transformed together along the width."""
+    cdef Py_ssize_t r, tile, start, y, cells, count = 0, first = 0, most_tiles, most_pieces
+    for r in range(runs):
+        most_tiles = lanes // job.tile if job.short_runs else run[r].count
+        most_pieces = lanes if run[r].brief else job.tile if job.short_runs else 1
+        tile = 0
+        while tile < run[r].count:
+            if count > 0 and (count - first >= most_pieces or piece[first].brief != run[r].brief):
+                first = count
+            start = job.tile * (run[r].column + tile) - job.left
+            y = job.tile * run[r].row - job.top
+            piece[count].count = least(most_tiles, run[r].count - tile)
+            cells = job.tile * piece[count].count + job.filter - 1
+            inside(job.w, start, 1, cells, &piece[count].first, &piece[count].stop)
+            inside(job.h, y, 1, job.n, &piece[count].top, &piece[count].bottom)
+            piece[count].cell = run[r].image * job.groups * job.sources * job.h * job.w + y * job.w + start
+            piece[count].lane = run[r].lane + tile
+            piece[count].whole_row, piece[count].brief = not job.short_runs, run[r].brief
+            tile += piece[count].count
+            count += 1
+            piece[first].together = count - first
     return count
 
 
@@ -195,113 +295,40 @@ cdef void transform_input(const Winograd* job, Py_ssize_t group, Py_ssize_t bloc
                           const real* source, real* v, char* scratch) noexcept nogil:
     """V of some channels of one block of tiles."""
     cdef real* half = <real*> (scratch + job.line_bytes)
-    cdef TileRun* run = <TileRun*> (scratch + job.line_bytes + job.half_bytes)
+    cdef fc_piece* piece = <fc_piece*> (scratch + job.line_bytes + job.half_bytes)
     cdef Py_ssize_t lanes = FC_VECTOR_BYTES // sizeof(real)
     cdef Py_ssize_t plane = BLOCK_TILES + lanes
-    cdef Py_ssize_t runs = cut_tiles(job, block, run)
-    cdef Py_ssize_t tiles = least(BLOCK_TILES, job.tiles - block * BLOCK_TILES)
-    cdef Py_ssize_t c, r
+    cdef Py_ssize_t lane[KINDS + 1]
+    cdef TileRun run[BLOCK_TILES]
+    cdef Py_ssize_t pieces = cut_pieces(job, run, cut_tiles(job, block, run, lane), lanes, piece)
+    cdef Py_ssize_t c
+    cdef const real* channel = source + (group * job.sources + c0) * job.h * job.w
+    cdef fc_planes planes
+    planes.begin, planes.end = source, source + job.batch * job.groups * job.sources * job.h * job.w
+    planes.width, planes.ahead = job.w, job.h * job.w
+    planes.line, planes.pitch = scratch, piece_line(job, sizeof(real))
     for c in range(c0, c1):
-        if job.short_runs:
-            transform_pieces(job, source, group * job.sources + c, run, runs, <real*> scratch, half, plane)
-        else:
-            for r in range(runs):
-                transform_run(job, source, ((run[r].image * job.groups + group) * job.sources + c) * job.h * job.w,
-                              &run[r], <real*> scratch, half, plane)
         if real is float:
-            fc_winograd_columns_f32(job.n, half, plane, tiles, v + c * job.width, job.v_plane, job.width)
+            fc_winograd_rows_f32(job.tile, job.filter, job.missing_w, piece, pieces, &planes, channel, half, plane)
+            fc_winograd_columns_f32(job.n, half, plane, lane[KINDS], lane[2], job.missing_h, v + c * job.width, job.v_plane,
+                                    job.width)
         else:
-            fc_winograd_columns_f64(job.n, half, plane, tiles, v + c * job.width, job.v_plane, job.width)
-
-
-cdef void transform_pieces(const Winograd* job, const real* source, Py_ssize_t channel, const TileRun* run, Py_ssize_t runs,
-                           real* line, real* half, Py_ssize_t plane) noexcept nogil:
-    """All runs of a block of tiles of one channel along the width, a vector's worth of pieces of runs at a time."""
-    cdef Py_ssize_t lanes = FC_VECTOR_BYTES // sizeof(real), each = lanes // job.tile, pitch = piece_line(sizeof(real))
-    cdef Py_ssize_t r, tile, start, y, cells, count = 0
-    cdef const real* end = source + job.batch * job.groups * job.sources * job.h * job.w
-    cdef const real* row
-    cdef fc_piece piece[4]
-    for r in range(runs):
-        tile = 0
-        while tile < run[r].count:
-            start = job.tile * (run[r].column + tile) - job.left
-            y = job.tile * run[r].row - job.top
-            cells = job.tile * least(each, run[r].count - tile) + job.filter - 1
-            inside(job.w, start, 1, cells, &piece[count].first, &piece[count].stop)
-            inside(job.h, y, 1, job.n, &piece[count].top, &piece[count].bottom)
-            if piece[count].top == piece[count].bottom:
-                piece[count].top = piece[count].bottom = 0
-            row = source + (run[r].image * job.groups * job.sources + channel) * job.h * job.w + y * job.w + start
-            piece[count].row, piece[count].step, piece[count].lane = row, job.w, run[r].lane + tile
-            if (piece[count].top == piece[count].bottom or row + piece[count].top * job.w < source
-                    or row + (piece[count].bottom - 1) * job.w + lanes + 4 > end):
-                # vectors from here would reach beyond the array, not only beyond the row
-                copy_piece(job, &piece[count], row, line + count * job.n * pitch, pitch)
-            tile += each
-            count += 1
-            if count == job.tile or (r + 1 == runs and tile >= run[r].count):
-                while count < job.tile:  # as many again of nothing, where no tile is
-                    piece[count] = piece[count - 1]
-                    piece[count].bottom = piece[count].top
-                    piece[count].lane = BLOCK_TILES
-                    count += 1
-                if real is float:
-                    fc_winograd_pieces_f32(job.tile, job.filter, piece, half, plane, job.h * job.w)
-                else:
-                    fc_winograd_pieces_f64(job.tile, job.filter, piece, half, plane, job.h * job.w)
-                count = 0
-
-
-cdef void copy_piece(const Winograd* job, fc_piece* piece, const real* row, real* line, Py_ssize_t pitch) noexcept nogil:
-    """Let a piece read from a copy of its cells."""
-    cdef Py_ssize_t i
-    piece.row, piece.step = line, pitch
-    for i in range(piece.top, piece.bottom):
-        memcpy(line + i * pitch + piece.first, row + i * job.w + piece.first, (piece.stop - piece.first) * sizeof(real))
-
-
-cdef inline void transform_run(const Winograd* job, const real* source, Py_ssize_t image, const TileRun* run, real* line,
-                               real* half, Py_ssize_t plane) noexcept nogil:
-    """The rows of a run of tiles, along the width. The image begins `image` elements behind `source`."""
-    cdef Py_ssize_t lanes = FC_VECTOR_BYTES // sizeof(real), start = job.tile * run.column - job.left
-    cdef Py_ssize_t cells = job.tile * run.count + job.filter - 1
-    cdef Py_ssize_t touched = job.tile * ceil_div(run.count, lanes) * lanes + most(lanes, 4)
-    cdef Py_ssize_t ahead = job.h * job.w, i, j, y, first, stop, inner, outer
-    cdef const real* end = source + job.batch * job.groups * job.sources * job.h * job.w
-    cdef const real* row
-    cdef real* to
-    inside(job.w, start, 1, cells, &first, &stop)
-    for i in range(job.n):
-        y = job.tile * run.row - job.top + i
-        to = half + job.n * i * plane + run.lane
-        if y < 0 or y >= job.h:
-            for j in range(job.n):
-                memset(to + j * plane, 0, run.count * sizeof(real))
-            continue
-        row = source + image + y * job.w + start
-        inner, outer = first, stop
-        if row < source or row + touched > end:
-            # vectors from here would reach beyond the array, not only beyond the row
-            pad_rows(line, cells, 1, first, stop, row + first, 1, 0, row + stop)
-            row, inner, outer, ahead = line, 0, cells, 0
-        if real is float:
-            fc_winograd_row_f32(job.tile, job.filter, row, inner, outer, run.count, to, plane, ahead)
-        else:
-            fc_winograd_row_f64(job.tile, job.filter, row, inner, outer, run.count, to, plane, ahead)
+            fc_winograd_rows_f64(job.tile, job.filter, job.missing_w, piece, pieces, &planes, channel, half, plane)
+            fc_winograd_columns_f64(job.n, half, plane, lane[KINDS], lane[2], job.missing_h, v + c * job.width, job.v_plane,
+                                    job.width)
+        channel += job.h * job.w
 
 
 cdef void transform_filters(const Winograd* job, Py_ssize_t panel, Py_ssize_t c0, Py_ssize_t channels, const real* weights,
                             real* u) noexcept nogil:
     """Channels [c0, c0 + channels) of one panel of U."""
-    cdef const real* end = weights + job.rows * job.sources * job.filter * job.filter
     cdef const real* g = weights + panel * FC_PANEL * job.step_k + c0 * job.step_c
     cdef Py_ssize_t count = least(job.rows - panel * FC_PANEL, FC_PANEL)
     if real is float:
-        fc_winograd_filters_f32(job.tile, job.filter, g, job.step_k, job.step_c, job.turned, count, channels, end, u,
+        fc_winograd_filters_f32(job.tile, job.filter, g, job.step_k, job.step_c, job.turned, count, channels, u,
                                 job.u_plane)
     else:
-        fc_winograd_filters_f64(job.tile, job.filter, g, job.step_k, job.step_c, job.turned, count, channels, end, u,
+        fc_winograd_filters_f64(job.tile, job.filter, g, job.step_k, job.step_c, job.turned, count, channels, u,
                                 job.u_plane)
 
 
@@ -313,21 +340,33 @@ cdef inline Py_ssize_t first_panel(const Winograd* job, Py_ssize_t part) noexcep
 cdef void multiply_block(const Winograd* job, Py_ssize_t block, Py_ssize_t panels, Py_ssize_t c0, Py_ssize_t channels,
                          const real* u, const real* v, real* m) noexcept nogil:
     """The products of some panels and one block of tiles, over channels [c0, c0 + channels); they are added up from 0 on."""
-    cdef Py_ssize_t tiles = least(BLOCK_TILES, job.tiles - block * BLOCK_TILES)
-    cdef Py_ssize_t vectors = ceil_div(tiles, FC_VECTOR_BYTES // <Py_ssize_t> sizeof(real)), step = job.planes * job.width
-    cdef Py_ssize_t xi, panel
+    cdef Py_ssize_t lanes = FC_VECTOR_BYTES // sizeof(real), step = job.planes * job.width
+    cdef Py_ssize_t panel, row, start, vectors, width
+    cdef int xi
+    cdef Py_ssize_t lane[KINDS + 1]
+    cdef TileRun run[BLOCK_TILES]
     cdef const real* a
     cdef const real* ahead
+    cdef const real* right
+    cdef real* to
+    cut_tiles(job, block, run, lane)
+    width = ceil_div(lane[KINDS], lanes) * lanes
     for xi in range(job.planes):
+        lanes_of_product(job, lane, xi, lanes, &start, &vectors)
+        right = v + xi * job.v_plane + c0 * job.width + start
         for panel in range(panels):
             a = u + panel * job.u_panel + xi * job.u_plane
             ahead = a + job.u_panel if panel + 1 < panels else u + least(xi + 1, job.planes - 1) * job.u_plane
+            to = m + panel * FC_PANEL * step + xi * job.width
             if real is float:
-                fc_winograd_product_f32(a, ahead, v + xi * job.v_plane + c0 * job.width, job.width, channels, vectors,
-                                        m + panel * FC_PANEL * step + xi * job.width, step, c0 > 0)
+                fc_winograd_product_f32(a, ahead, right, job.width, channels, vectors, to + start, step, c0 > 0)
             else:
-                fc_winograd_product_f64(a, ahead, v + xi * job.v_plane + c0 * job.width, job.width, channels, vectors,
-                                        m + panel * FC_PANEL * step + xi * job.width, step, c0 > 0)
+                fc_winograd_product_f64(a, ahead, right, job.width, channels, vectors, to + start, step, c0 > 0)
+            if c0 == 0 and vectors * lanes < width:
+                for row in range(FC_PANEL):
+                    memset(to + row * step, 0, start * sizeof(real))
+                    memset(to + row * step + start + vectors * lanes, 0,
+                           (width - start - vectors * lanes) * sizeof(real))
 
 
 cdef void transform_output(const Winograd* job, Py_ssize_t group, Py_ssize_t block, Py_ssize_t m0, Py_ssize_t m1,
@@ -336,12 +375,13 @@ cdef void transform_output(const Winograd* job, Py_ssize_t group, Py_ssize_t blo
     cdef real spoiled[BLOCK_TILES]
     cdef const real* m = <const real*> scratch
     cdef real* pixels = <real*> (scratch + job.m_bytes)
-    cdef TileRun* run = <TileRun*> (scratch + job.m_bytes + job.line_bytes + job.half_bytes)
+    cdef TileRun run[BLOCK_TILES]
     cdef Py_ssize_t tiles = least(BLOCK_TILES, job.tiles - block * BLOCK_TILES)
     cdef Py_ssize_t line = job.tile * BLOCK_TILES, step = job.planes * job.width
+    cdef Py_ssize_t lane[KINDS + 1]
     cdef Py_ssize_t runs, k, r, y, columns, tile
     cdef real* plane
-    runs = cut_tiles(job, block, run)
+    runs = cut_tiles(job, block, run, lane)
     memset(spoiled, 0, sizeof(spoiled))
     for k in range(m1 - m0):
         if real is float:
@@ -359,7 +399,8 @@ cdef void transform_output(const Winograd* job, Py_ssize_t group, Py_ssize_t blo
                     fc_stream(<char*> (plane + y * job.out_w), <char*> (pixels + y * line + job.tile * run[r].lane),
                               columns * sizeof(real))
                 else:
-                    memcpy(plane + y * job.out_w, pixels + y * line + job.tile * run[r].lane, columns * sizeof(real))
+                    fc_copy_few(<char*> (plane + y * job.out_w), <char*> (pixels + y * line + job.tile * run[r].lane),
+                                columns * sizeof(real))
     if job.past_caches:
         fc_stream_end()
     for r in range(runs):
@@ -375,7 +416,7 @@ cdef void winograd_part(const Winograd* job, Py_ssize_t group, Py_ssize_t first,
     cdef Py_ssize_t p0 = first_panel(job, part), p1 = first_panel(job, part + 1), panel, block, piece, c0, c1
     cdef const real* mine = u + p0 * job.u_panel
     cdef real* m = <real*> scratch
-    cdef real* own = <real*> (scratch + job.m_bytes + job.line_bytes + job.half_bytes + job.run_bytes)
+    cdef real* own = <real*> (scratch + job.m_bytes + job.line_bytes + job.half_bytes + job.piece_bytes)
     if job.kept:
         own = NULL
     else:
@@ -394,7 +435,7 @@ cdef void winograd_part(const Winograd* job, Py_ssize_t group, Py_ssize_t first,
 cdef void winograd_block(const Winograd* job, Py_ssize_t group, Py_ssize_t block, const real* source, const real* weights,
                          const real* u, const real* bias, bint relu, real* out, char* scratch) noexcept nogil:
     """One block of tiles from input to output, by one thread: nothing leaves its cache on the way."""
-    cdef real* v = <real*> (scratch + job.m_bytes + job.line_bytes + job.half_bytes + job.run_bytes)
+    cdef real* v = <real*> (scratch + job.m_bytes + job.line_bytes + job.half_bytes + job.piece_bytes)
     cdef Py_ssize_t part
     transform_input(job, group, block, 0, job.sources, source, v, scratch + job.m_bytes)
     for part in range(job.parts):
