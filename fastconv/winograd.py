@@ -27,8 +27,8 @@ TILES = {3: (4, 2), 4: (3,), 5: (2,)}
 #: Cells of a transformed tile of F(3x3, 4x4), and the most channels of a block of its kernel.
 _GRADIENT_CELLS, _GRADIENT_BLOCK = 36, 128
 
-#: Of the vectors that the constants below are for.
-LANES = 16
+#: Of the vectors that the constants below are for, and the tiles that go through the products together.
+LANES, _BLOCK_TILES = 16, 64
 
 # In the unit of one FMA instruction, between what fits a Zen 4 (64 geometries, within a third) and a Zen 5, where an FMA takes
 # half the time and memory as long: to begin a call and to end it; to transform one cell of a tile of a channel, and one cell
@@ -37,6 +37,7 @@ LANES = 16
 _CALL = 100_000
 _TO_TILES = {4: 1.0, 3: 1.1, 2: 1.4}  # by the tile: the smaller it is, the more vectors are taken apart for a cell
 _FROM_TILES, _TAP, _FILTER, _FETCH = 0.5, 0.45, 0.2, 0.1
+_NARROW = 300  # to take the last tiles of rows apart, for a block of tiles of a channel
 _CELL, _TAPS = 2.5, 15.0  # to copy a cell of an image to its phase, and a tap of a filter
 _PIXEL = 1.1  # to write a pixel to memory
 _TO_GRADIENT_TILES, _GRADIENT = 1.1, 28.0  # F(3x3, 4x4): one cell of a tile of a channel, and one filter's gradient
@@ -119,14 +120,31 @@ def cost(operation: str, geometry: Conv2dGeometry, tile: int) -> float:
     if operation == "backward_data":
         sources, rows = rows, sources
         height, width = geometry.in_size
-    cells = (tile + geometry.kernel[0] - 1) ** 2
+    n = tile + geometry.kernel[0] - 1
+    cells = n * n
     vectors = -(-max(geometry.batch, 1) * -(-height // tile) * -(-width // tile) // LANES)
     # one vector of tiles leaves the FMA units waiting for loads
-    work = cells * rows * sources * vectors * (1.15 if vectors == 1 else 1.0)
+    work = _products(n, tile, max(geometry.batch, 1), height, width, sources, rows) * (1.15 if vectors == 1 else 1.0)
     work += cells * LANES * vectors * (_TO_TILES[tile] * sources + _FROM_TILES * rows)
     work += _PIXEL * max(geometry.batch, 1) * height * width * rows
     work += rows * sources * (cells * _FETCH + (0 if operation == "packed" else geometry.taps * _TAP + cells * _FILTER))
     return work * geometry.groups + _CALL
+
+
+def _products(n: int, tile: int, batch: int, height: int, width: int, sources: int, rows: int) -> int:
+    """FMA instructions of the n*n products, without those that winograd.pxi leaves out at the edges."""
+    down, across = -(-height // tile), -(-width // tile)
+    blocks = -(-batch * down * across // _BLOCK_TILES)
+    missing_h, missing_w = down * tile - height, across * tile - width  # so many of n values vanish for the last tiles
+
+    def vectors(low: bool, narrow: bool) -> int:  # of a product that leaves out the last row, the last column of tiles
+        return blocks * -(-batch * (down - low) * (across - narrow) // (blocks * LANES))
+
+    def of(missing_w: int) -> int:  # a channel's, where so many columns are left out
+        return ((n - missing_h) * ((n - missing_w) * vectors(False, False) + missing_w * vectors(False, True))
+                + missing_h * ((n - missing_w) * vectors(True, False) + missing_w * vectors(True, True)))
+
+    return min(of(0) * sources * rows, of(missing_w) * sources * rows + _NARROW * blocks * (sources + rows))
 
 
 def least_cost(operation: str, geometry: Conv2dGeometry) -> float:

@@ -208,6 +208,46 @@ def test_the_matrices_give_a_correlation_without_any_error(tile):
         assert total == (ONE if cell == pixel + tap else ZERO)
 
 
+#: Of N values of a row or column of a tile that has so many pixels less than M, those that vanish.
+VANISHING = {1: (-1,), 2: (0, -1), 3: (3, 4, 5)}
+
+
+@pytest.mark.parametrize(("tile", "missing"), [(tile, missing) for tile in TILES for missing in range(1, tile.size)], ids=str)
+def test_short_tiles_need_fewer_products(tile, missing):
+    """The cells that no pixel sees can be such that these values vanish; the others then give the pixels that there are."""
+    a, g, b = toom_cook(tile)
+    seen = tile.cells - missing
+    vanishing = {i % tile.cells for i in VANISHING[missing]}
+    for tap, cell in itertools.product(range(tile.taps), range(seen)):
+        d = [ONE if i == cell else ZERO for i in range(tile.cells)]
+        if missing == 2:
+            d[4] = Surd(Fraction(5, 2)) * d[2] - d[0]
+        if missing == 3:
+            d[3], d[4] = Surd(Fraction(1, 2)) * d[1], Surd(Fraction(1, 2)) * d[2]
+        last = sum(((b[-1][i] * d[i]) for i in range(tile.cells - 1)), start=ZERO)
+        d[-1] = (ZERO - last) / b[-1][-1]
+        values = [sum((b[i][j] * d[j] for j in range(tile.cells)), start=ZERO) for i in range(tile.cells)]
+        assert all(values[i] == ZERO for i in vanishing)
+        for pixel in range(tile.size - missing):
+            total = sum((a[pixel][i] * g[i][tap] * values[i] for i in range(tile.cells) if i not in vanishing), start=ZERO)
+            assert total == (ONE if cell == pixel + tap else ZERO)
+
+
+@pytest.mark.parametrize("batch", [1, 4, 100])
+def test_which_short_tiles_are_taken_apart(batch, isa):
+    """The last columns of tiles only where there are channels enough to pay for it; whatever the batch, for the bits' sake."""
+    def missing(tile: int, channels: int, size: int) -> tuple[int, int]:
+        geometry = conv2d_geometry((batch, channels, size, size), (channels, channels, 3, 3), 1, 1, 1, 1)
+        pair: tuple[int, int] = native.kernels.winograd_short_tiles(tile, "forward", geometry, 4)
+        return pair
+
+    assert missing(4, 512, 14) == (2, 2)
+    assert missing(4, 512, 7) == (1, 1)
+    assert missing(4, 512, 8) == (0, 0)
+    assert missing(2, 512, 7) == (1, 1)
+    assert missing(4, 8, 14) == (2, 0)
+
+
 def test_the_coefficients_of_the_kernels():
     """Those that winograd.h has in its code: of B' with the points' squares 1/2 and 2, and the scales of G."""
     _, g, b = toom_cook(Tile(4, 3))
@@ -321,6 +361,12 @@ BLOCKS = (
     Blocks("groups3", (3, 15, 9, 10), 21, 1, 3),
     Blocks("depthwise", (2, 7, 9, 10), 14, 1, 7),
     Blocks("batch1", (1, 20, 14, 14), 50),
+    Blocks("short-by-1", (9, 40, 7, 7), 48),
+    Blocks("short-by-2", (4, 40, 14, 10), 48),
+    Blocks("short-by-3", (5, 40, 13, 9), 48),
+    Blocks("short-by-1-and-2", (3, 40, 11, 14), 48, ((1, 2), (0, 1))),
+    Blocks("short-long-rows", (1, 40, 6, 53), 48),
+    Blocks("one-short-tile", (65, 40, 3, 2), 48),
     Blocks("batch0", (0, 3, 6, 7), 4),
 )
 
@@ -417,9 +463,10 @@ def test_the_same_bits_for_any_number_of_threads(case, dtype, direction, tile, i
 
 @every_tile
 @every_direction
-def test_a_tile_does_not_depend_on_its_neighbours(direction, tile, isa, rng):
+@pytest.mark.parametrize("channels", [6, 40])
+def test_a_tile_does_not_depend_on_its_neighbours(channels, direction, tile, isa, rng):
     """The same image has the same bits wherever in a batch, and so in whichever lanes, it is."""
-    problem = tile.make(rng, direction, (1, 6, 7, 10), 8, 1)
+    problem = tile.make(rng, direction, (1, channels, 7, 10), channels + 2, 1)
     want = problem("float32")
     arguments = dict(problem.arguments)
     for batch, place in ((2, 1), (9, 3), (30, 29)):

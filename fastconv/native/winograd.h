@@ -481,9 +481,9 @@ FC_INLINE void FC_NAME(turn_halves)(VEC *x)
 /* The taps of filters g[k*step + s*source_step + tap] of `count` output channels k and `sources` input channels s: tap[i] has
  * tap i of all of them, lane s*PANEL_LANES + k of one, and zeros for those that do not exist. */
 FC_INLINE void FC_NAME(taps)(const int taps, const FC_T *g, ptrdiff_t step, ptrdiff_t source_step, ptrdiff_t count,
-                             ptrdiff_t sources, VEC *tap)
+                             ptrdiff_t sources, ptrdiff_t ahead, VEC *tap)
 {
-    enum { MOST = 25, SIDE = FC_LANES < 8 ? FC_LANES : 8, AHEAD = 512 }; /* of what is transposed */
+    enum { MOST = 25, SIDE = FC_LANES < 8 ? FC_LANES : 8 }; /* of what is transposed */
     FC_T lane[MOST][FC_LANES];
     const int whole = taps / SIDE * SIDE;
     if (count >= PANEL_LANES && sources >= SOURCES) {
@@ -494,7 +494,7 @@ FC_INLINE void FC_NAME(taps)(const int taps, const FC_T *g, ptrdiff_t step, ptrd
             for (int i = 0; i < SIDE; i++) {
                 const FC_T *from = g + i * step + t;
                 if (t == 0)
-                    __builtin_prefetch((const char *)from + AHEAD);
+                    __builtin_prefetch(from + ahead);
 #if FC_LANES == 16
                 column[i] = __builtin_shufflevector(*(const UHALF *)from, *(const UHALF *)(from + source_step), 0, 1, 2, 3, 4,
                                                     5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
@@ -538,7 +538,8 @@ FC_INLINE void FC_NAME(filter_tiles)(const int m, const int r, const FC_T *g, pt
         for (ptrdiff_t k = 0; k < FC_PANEL; k += PANEL_LANES) {
             FC_T *to = u + s * FC_PANEL + k;
             VEC tap[25], half[6][5];
-            FC_NAME(taps)(r * r, g + k * step + s * source_step, step, source_step, count - k, sources - s, tap);
+            FC_NAME(taps)(r * r, g + k * step + s * source_step, step, source_step, count - k, sources - s,
+                           s + 16 < sources ? 16 * source_step : FC_PANEL * step - (sources - 16) * source_step, tap);
             FC_UNROLL
             for (int j = 0; j < r; j++) {
                 VEC column[5], y[6];

@@ -80,9 +80,7 @@ cdef enum:
     V_BYTES = 6291456         # of a super-block, where filters are transformed block by block
 
     KINDS = 4                 # of tiles
-    # FMA instructions that it costs to take the last tiles of rows apart, for a block of tiles of a channel
-    NARROW_SOURCE = 300
-    NARROW_ROW = 300
+    NARROW = 300              # FMA instructions that it costs to take the last tiles of rows apart, for a block of a channel
 
 # Neighbouring tiles of one row of tiles, of one kind.
 cdef struct TileRun:
@@ -225,14 +223,19 @@ cdef Py_ssize_t vectors_of_products(const Winograd* job, Py_ssize_t lanes) noexc
 
 
 cdef void take_short_tiles_apart(Winograd* job, Py_ssize_t lanes) noexcept nogil:
-    """The last row of tiles costs nothing more; the last column of tiles is taken apart where that pays."""
+    """The last row of tiles costs nothing more; the last column of tiles is taken apart where that pays for a block that is
+    full, so that the same image gives the same bits in any batch."""
+    cdef Winograd full = job[0]
     cdef Py_ssize_t saved
-    job.missing_h, job.missing_w = job.tiles_h * job.tile - job.out_h, 0
-    saved = vectors_of_products(job, lanes)
-    job.missing_w = job.tiles_w * job.tile - job.out_w
-    saved -= vectors_of_products(job, lanes)
-    if saved * job.sources * job.rows <= NARROW_SOURCE * job.sources + NARROW_ROW * job.rows:
-        job.missing_w = 0
+    full.batch = most(BLOCK_TILES // most(job.tiles_h * job.tiles_w, 1), 1)
+    full.tiles = full.batch * job.tiles_h * job.tiles_w
+    full.missing_h = job.tiles_h * job.tile - job.out_h
+    saved = vectors_of_products(&full, lanes)
+    full.missing_w = job.tiles_w * job.tile - job.out_w
+    saved -= vectors_of_products(&full, lanes)
+    job.missing_h = full.missing_h
+    if saved * job.sources * job.rows > NARROW * (job.sources + job.rows):
+        job.missing_w = full.missing_w
 
 
 cdef Py_ssize_t cut_tiles(const Winograd* job, Py_ssize_t block, TileRun* run, Py_ssize_t* lane) noexcept nogil:
@@ -491,6 +494,14 @@ def winograd_workspace(int tile, operation, geometry, Py_ssize_t itemsize, Py_ss
     cdef Winograd job
     plan_winograd(&job, &v, operation == "backward_data", tile, operation == "packed", itemsize, threads)
     return job.u_bytes + job.v_bytes + job.row_bytes, job.thread_bytes
+
+
+def winograd_short_tiles(int tile, operation, geometry, Py_ssize_t itemsize):
+    """Rows and columns that the last tiles have less, where they are taken apart: ``(rows, columns)``."""
+    cdef Window v = read_conv(geometry)
+    cdef Winograd job
+    plan_winograd(&job, &v, operation == "backward_data", tile, operation == "packed", itemsize, 1)
+    return job.missing_h, job.missing_w
 
 
 def winograd_pack_bytes(int tile, geometry, Py_ssize_t itemsize):
