@@ -30,13 +30,13 @@ _GRADIENT_CELLS, _GRADIENT_BLOCK = 36, 128
 #: Of the vectors that the constants below are for, and the tiles that go through the products together.
 LANES, _BLOCK_TILES = 16, 64
 
-# In the unit of one FMA instruction, between what fits a Zen 4 (64 geometries, within a third) and a Zen 5, where an FMA takes
-# half the time and memory as long: to begin a call and to end it; to transform one cell of a tile of a channel, and one cell
-# of a tile back, for vectors of tiles; to read one tap of a filter, and to make one cell of it; and to fetch one cell of a
-# filter for a product.
-_CALL = 100_000
-_TO_TILES = {4: 1.0, 3: 1.1, 2: 1.4}  # by the tile: the smaller it is, the more vectors are taken apart for a cell
-_FROM_TILES, _TAP, _FILTER, _FETCH = 0.5, 0.45, 0.2, 0.1
+# In the unit of one FMA instruction, so that a Zen 4 gets the fastest algorithm or one as fast for 62 of 65 geometries with few
+# channels (a Zen 5 does an FMA in half the time, and the rest as fast): to begin a call and to end it; to transform one
+# cell of a tile of a channel, and one cell of a tile back, for vectors of tiles; to read one tap of a filter, and to make one
+# cell of it; and to fetch one cell of a filter for a product.
+_CALL = 60_000
+_TO_TILES = {4: 0.8, 3: 0.9, 2: 1.1}  # by the tile: the smaller it is, the more vectors are taken apart for a cell
+_FROM_TILES, _TAP, _FILTER, _FETCH = 0.4, 0.36, 0.16, 0.1
 _NARROW = 300  # to take the last tiles of rows apart, for a block of tiles of a channel
 _CELL, _TAPS = 2.5, 15.0  # to copy a cell of an image to its phase, and a tap of a filter
 _PIXEL = 1.1  # to write a pixel to memory

@@ -228,7 +228,6 @@ FC_INLINE void FC_NAME(run_tiles)(const int m, const int r, const fc_piece *piec
         for (int i = 0; i < n; i++, store += n * pitch) {
             VEC w[6], d[6];
             if (i < piece->top || i >= piece->bottom) {
-                FC_UNROLL
                 for (int j = 0; j < n; j++)
                     *(UVEC *)(store + j * pitch) = (VEC){0};
                 continue;
@@ -256,8 +255,10 @@ FC_INLINE void FC_NAME(run_tiles)(const int m, const int r, const fc_piece *piec
 #endif
             } else {
                 FC_UNROLL
-                for (int j = 0; j < n; j++)
-                    d[j] = j % 2 ? FC_NAME(odd)(w[j - 1], w[j]) : FC_NAME(even)(w[j], w[j + 1]);
+                for (int j = 0; j < n; j += 2) {
+                    d[j] = FC_NAME(even)(w[j], w[j + 1]);
+                    d[j + 1] = FC_NAME(odd)(w[j], w[j + 1]);
+                }
             }
             FC_NAME(winograd_b)(n, d);
             FC_UNROLL
@@ -310,8 +311,10 @@ FC_INLINE void FC_NAME(pieces_tiles)(const int m, const int r, const fc_piece *p
             d[5] = last[1];
         } else {
             FC_UNROLL
-            for (int j = 0; j < n; j++)
-                d[j] = j % 2 ? FC_NAME(odd)(w[j / 2][0], w[j / 2][1]) : FC_NAME(even)(w[j / 2][0], w[j / 2][1]);
+            for (int part = 0; part < parts; part++) {
+                d[2 * part] = FC_NAME(even)(w[part][0], w[part][1]);
+                d[2 * part + 1] = FC_NAME(odd)(w[part][0], w[part][1]);
+            }
         }
         FC_NAME(winograd_b)(n, d);
         FC_UNROLL
