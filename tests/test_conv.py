@@ -104,6 +104,8 @@ def test_results_too_large_for_the_caches(forward_engine, rng, dtype, size, kern
     """They go past them, in whole lines where they lie so: image by image it is the same that stays in the caches."""
     if forward_engine.algorithm == "im2col" or forward_engine.backend != "cython":
         pytest.skip("stores past the caches are the Cython backend's")
+    if forward_engine.algorithm == "auto":
+        pytest.skip("may take another algorithm for one image than for two")
     filters = 56 if dtype == "float32" else 28
     x = rng.standard_normal((2, 2, *size)).astype(dtype)
     weight = rng.standard_normal((filters, 2, kernel, kernel)).astype(dtype)
