@@ -82,8 +82,72 @@ FC_INLINE void FC_NAME(stream)(FC_T *to, VEC v)
 #endif
 }
 
-/* Turn LANES rows. One round puts row i + LANES/2 between the elements of row i: the numbers of the elements turn by one
- * bit, and after all of their row bits have become column bits the tile is turned. */
+/* Turn a tile: LANES vectors, which load_tile gives, with `ahead` (unless it is 0) prefetching what lies so far behind them. */
+#if FC_BYTES > 16
+/* Pieces of 16 bytes, of every 16/sizeof(FC_T)-th row, are put together as they are loaded. Then the tile is one of blocks that
+ * are to be turned each, all of a vector at a time. What a load puts into a vector is no shuffle, so there are but two for each
+ * vector, where a block has four rows, or one; and pieces seldom cross a cache line, which vectors often do. */
+#define PIECE ((int)(16 / sizeof(FC_T)))
+#if FC_BYTES == 64
+#define PIECES(row, at) (VEC)fc_four_pieces((row)[0] + (at), (row)[PIECE] + (at), (row)[2 * PIECE] + (at), (row)[3 * PIECE] + (at))
+#define PIECES_APART(at, step) (VEC)fc_four_pieces(at, (at) + (step), (at) + 2 * (step), (at) + 3 * (step))
+#else
+#define PIECES(row, at) (VEC)fc_two_pieces((row)[0] + (at), (row)[PIECE] + (at))
+#define PIECES_APART(at, step) (VEC)fc_two_pieces(at, (at) + (step))
+#endif
+#define PAIRS(op, a, b) (VEC)FC_PASTE(FC_PREFIX, op, _pd)((PAIR_VEC)(a), (PAIR_VEC)(b))
+
+/* The prefetches go with the loads: each row's address is needed for a moment only. */
+FC_INLINE void FC_NAME(load_tile)(const FC_T *const *from, ptrdiff_t at, ptrdiff_t ahead, const int level, VEC *row)
+{
+FC_UNROLL
+    for (int i = 0; i < PIECE; i++) {
+FC_UNROLL
+        for (int j = 0; j < FC_LANES; j += PIECE)
+            row[j + i] = PIECES(from + i, at + j);
+FC_UNROLL
+        for (int j = i; j < FC_LANES; j += PIECE)
+            if (ahead)
+                __builtin_prefetch((const char *)(from[j] + at) + ahead, 0, level);
+    }
+}
+FC_INLINE void FC_NAME(turn_blocks)(VEC *row)
+{
+    typedef double PAIR_VEC __attribute__((vector_size(FC_BYTES)));
+    const VEC a = FC_MM(unpacklo)(row[0], row[1]), b = FC_MM(unpackhi)(row[0], row[1]);
+    if (PIECE == 2) {
+        row[0] = a;
+        row[1] = b;
+    } else {
+        const VEC c = FC_MM(unpacklo)(row[2], row[PIECE - 1]), d = FC_MM(unpackhi)(row[2], row[PIECE - 1]);
+        row[0] = PAIRS(unpacklo, a, c);
+        row[1] = PAIRS(unpackhi, a, c);
+        row[2] = PAIRS(unpacklo, b, d);
+        row[PIECE - 1] = PAIRS(unpackhi, b, d);
+    }
+}
+FC_INLINE void FC_NAME(turn)(VEC *row)
+{
+FC_UNROLL
+    for (int i = 0; i < FC_LANES; i += PIECE)
+        FC_NAME(turn_blocks)(row + i);
+}
+#undef PAIRS
+#else
+#define PIECE FC_LANES
+#define PIECES(row, at) FC_NAME(load)((row)[0] + (at))
+#define PIECES_APART(at, step) FC_NAME(load)(at)
+FC_INLINE void FC_NAME(load_tile)(const FC_T *const *from, ptrdiff_t at, ptrdiff_t ahead, const int level, VEC *row)
+{
+FC_UNROLL
+    for (int i = 0; i < FC_LANES; i++) {
+        row[i] = FC_NAME(load)(from[i] + at);
+        if (ahead)
+            __builtin_prefetch((const char *)(from[i] + at) + ahead, 0, level);
+    }
+}
+/* One round puts row i + LANES/2 between the elements of row i: the numbers of the elements turn by one bit, and after all of
+ * their row bits have become column bits the tile is turned. */
 FC_INLINE void FC_NAME(turn)(VEC *row)
 {
     VEC next[FC_LANES];
@@ -99,46 +163,90 @@ FC_UNROLL
             row[i] = next[i];
     }
 }
+FC_INLINE void FC_NAME(turn_blocks)(VEC *row) { FC_NAME(turn)(row); }
+#endif
 
-/* to[j*pitch_to + i] = from[i][at + j] for i, j < LANES, with `past` past the caches. `ahead` bytes further on is what will be
- * turned next (0: nothing): after rows of all channels, so it goes to the second-level cache. */
-FC_INLINE void FC_NAME(transpose_tile)(FC_T *to, ptrdiff_t pitch_to, const FC_T *const *from, ptrdiff_t at, ptrdiff_t ahead,
-                                       const int past)
+/* to[j*pitch_to + i] = from[i][at + j] for i, j < LANES. `ahead` bytes further on is what will be turned next (0: nothing):
+ * after rows of all channels, so it goes to the second-level cache. */
+FC_INLINE void FC_NAME(transpose_tile)(FC_T *to, ptrdiff_t pitch_to, const FC_T *const *from, ptrdiff_t at, ptrdiff_t ahead)
 {
     VEC row[FC_LANES];
-FC_UNROLL
-    for (int i = 0; i < FC_LANES; i++) {
-        row[i] = FC_NAME(load)(from[i] + at);
-        if (ahead)
-            __builtin_prefetch((const char *)(from[i] + at) + ahead, 0, 2);
-    }
+    FC_NAME(load_tile)(from, at, ahead, 2, row);
     FC_NAME(turn)(row);
 FC_UNROLL
     for (int i = 0; i < FC_LANES; i++)
-        if (past)
-            FC_NAME(stream)(to + i * pitch_to, row[i]);
-        else
-            FC_NAME(store)(to + i * pitch_to, row[i]);
+        FC_NAME(store)(to + i * pitch_to, row[i]);
 }
 
-/* to[i][at + j] = from[j*pitch + i] for i, j < LANES. */
-FC_INLINE void FC_NAME(transpose_tile_to)(FC_T *const *to, ptrdiff_t at, const FC_T *from, ptrdiff_t pitch, ptrdiff_t ahead,
-                                          const int past)
+/* The same for rows that make a whole cache line, and so many columns as are 16 bytes: each line is stored past the caches in one
+ * go. If others came between its parts, memory would get it in parts. */
+enum { FC_NAME(piece) = PIECE, FC_NAME(line) = 64 / sizeof(FC_T) };
+FC_INLINE void FC_NAME(transpose_lines)(FC_T *to, ptrdiff_t pitch_to, const FC_T *const *from, ptrdiff_t at, ptrdiff_t ahead)
 {
+    VEC row[64 / FC_BYTES][PIECE];
+FC_UNROLL
+    for (int k = 0; k < 64 / FC_BYTES; k++) {
+FC_UNROLL
+        for (int i = 0; i < PIECE; i++) {
+            row[k][i] = PIECES(from + k * FC_LANES + i, at);
+FC_UNROLL
+            for (int j = i; j < FC_LANES; j += PIECE)
+                if (ahead)
+                    __builtin_prefetch((const char *)(from[k * FC_LANES + j] + at) + ahead, 0, 2);
+        }
+        FC_NAME(turn_blocks)(row[k]);
+    }
+FC_UNROLL
+    for (int i = 0; i < PIECE; i++)
+FC_UNROLL
+        for (int k = 0; k < 64 / FC_BYTES; k++)
+            FC_NAME(stream)(to + i * pitch_to + k * FC_LANES, row[k][i]);
+}
+/* to[i][at + j] = from[j*pitch + i] for i < rows, and so many j as make a line, past the caches. */
+FC_INLINE void FC_NAME(transpose_lines_to)(FC_T *const *to, ptrdiff_t at, const FC_T *from, ptrdiff_t pitch, ptrdiff_t rows,
+                                           ptrdiff_t ahead)
+{
+    for (ptrdiff_t i = 0; i < rows; i += PIECE) {
+        const ptrdiff_t r = i + PIECE <= rows ? i : rows - PIECE;
+        VEC row[64 / FC_BYTES][PIECE];
+FC_UNROLL
+        for (int k = 0; k < 64 / FC_BYTES; k++) {
+            const FC_T *const first = from + r + k * FC_LANES * pitch;
+FC_UNROLL
+            for (int j = 0; j < PIECE; j++)
+                row[k][j] = PIECES_APART(first + j * pitch, PIECE * pitch);
+            FC_NAME(turn_blocks)(row[k]);
+        }
+        if (ahead) { /* lines last for four rounds: each fetches a quarter of the next ones */
+            const ptrdiff_t part = i % FC_NAME(line), round = part / PIECE;
+FC_UNROLL
+            for (int j = 0; j < FC_NAME(line); j += 4)
+                __builtin_prefetch((const char *)(from + i - part + (j + round) * pitch) + ahead, 0, 2);
+        }
+FC_UNROLL
+        for (int j = 0; j < PIECE; j++)
+FC_UNROLL
+            for (int k = 0; k < 64 / FC_BYTES; k++)
+                FC_NAME(stream)(to[r + j] + at + k * FC_LANES, row[k][j]);
+    }
+}
+#undef PIECES_APART
+#undef PIECES
+#undef PIECE
+
+/* to[i][at + j] = from[j*pitch + i] for i, j < LANES. */
+FC_INLINE void FC_NAME(transpose_tile_to)(FC_T *const *to, ptrdiff_t at, const FC_T *from, ptrdiff_t pitch, ptrdiff_t ahead)
+{
+    const FC_T *rows[FC_LANES];
     VEC row[FC_LANES];
 FC_UNROLL
-    for (int i = 0; i < FC_LANES; i++) {
-        row[i] = FC_NAME(load)(from + i * pitch);
-        if (ahead)
-            __builtin_prefetch((const char *)(from + i * pitch) + ahead);
-    }
+    for (int i = 0; i < FC_LANES; i++)
+        rows[i] = from + i * pitch;
+    FC_NAME(load_tile)(rows, 0, ahead, 3, row);
     FC_NAME(turn)(row);
 FC_UNROLL
     for (int i = 0; i < FC_LANES; i++)
-        if (past)
-            FC_NAME(stream)(to[i] + at, row[i]);
-        else
-            FC_NAME(store)(to[i] + at, row[i]);
+        FC_NAME(store)(to[i] + at, row[i]);
 }
 
 /* The first `count` lanes, 0 < count <= LANES. The others are 0; memory behind them is not touched. */

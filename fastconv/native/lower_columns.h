@@ -228,28 +228,30 @@ static void FC_ELEMENT(image_of_rows)(const fc_lowering *l, const FC_T *col, FC_
                                       char *scratch)
 {
     const ptrdiff_t size = (ptrdiff_t)sizeof(FC_T), width = l->c * l->kh;
-    FC_T **const to = (FC_T **)scratch;
+    FC_T **const to = (FC_T **)scratch; /* the rows of the first block's windows in the first row of them */
+    for (ptrdiff_t c = 0; c < l->channels; c++)
+        for (ptrdiff_t i = 0; i < l->kh; i++)
+            to[c * l->kh + i] = out + (c * l->h + i) * l->w;
     for (; first < stop; first++) {
-        const ptrdiff_t n = first / l->oh, y = first % l->oh, bottom = y + 1 < l->oh ? (y + 1) * l->sh : l->h;
+        const ptrdiff_t n = first / l->oh, y = first % l->oh, below = (y + 1 < l->oh ? (y + 1) * l->sh : l->h) - y * l->sh;
         for (ptrdiff_t c0 = 0; c0 < l->c; c0 += l->channels) {
-            const ptrdiff_t channels = fc_min(l->c - c0, l->channels);
-            FC_T *const image = out + ((n * l->c + c0) * l->h + y * l->sh) * l->w, **at = to;
+            const ptrdiff_t channels = fc_min(l->c - c0, l->channels), rows = channels * l->kh;
+            const ptrdiff_t at = ((n * l->c + c0) * l->h + y * l->sh) * l->w;
             const FC_T *const from = col + first * l->ow * width + c0 * l->kh;
-            for (ptrdiff_t c = 0; c < channels; c++)
-                for (ptrdiff_t i = 0; i < l->kh; i++)
-                    *at++ = image + (c * l->h + i) * l->w;
             ptrdiff_t head = 0, lines = 0;
             if (l->bypass && l->w * size % FC_LINE == 0) { /* rows begin at the same place in a line: whole ones at once */
-                head = fc_min((ptrdiff_t)(-(uintptr_t)image % FC_LINE) / size, l->ow);
+                head = fc_min((ptrdiff_t)(-(uintptr_t)(out + at) % FC_LINE) / size, l->ow);
                 lines = (l->ow - head) * size / FC_LINE * FC_LINE / size;
             }
-            const ptrdiff_t rest = head + lines, rows = channels * l->kh;
-            FC_ELEMENT(transpose_to)(to, 0, from, width, rows, head, l->ahead, 0);
-            FC_ELEMENT(transpose_to)(to, head, from + head * width, width, rows, lines, l->ahead, 1);
-            FC_ELEMENT(transpose_to)(to, rest, from + rest * width, width, rows, l->ow - rest, l->ahead, 0);
+            const ptrdiff_t rest = head + lines;
+            FC_ELEMENT(transpose_to)(to, at, from, width, rows, head, l->ahead, 0);
+            FC_ELEMENT(transpose_to)(to, at + head, from + head * width, width, rows, lines, l->ahead, 1);
+            FC_ELEMENT(transpose_to)(to, at + rest, from + rest * width, width, rows, l->ow - rest, l->ahead, 0);
+            if (below == l->kh && l->ow == l->w)
+                continue;
             for (ptrdiff_t c = 0; c < channels; c++) /* what is in no window */
-                for (ptrdiff_t r = 0; r < bottom - y * l->sh; r++) {
-                    FC_T *const row = image + (c * l->h + r) * l->w;
+                for (ptrdiff_t r = 0; r < below; r++) {
+                    FC_T *const row = out + at + (c * l->h + r) * l->w;
                     if (r >= l->kh)
                         memset(row, 0, (size_t)(l->w * size));
                     else if (l->ow < l->w)

@@ -151,48 +151,144 @@ static void FC_NAME(col2im_columns)(const fc_lowering *l, const FC_T *col, ptrdi
         }
 }
 
-/* Blocks of channels of all images, [first, stop). Rows of windows are turned, and kept for as long as rows of the image
- * look at them; zeros around them stand for windows that are not there. */
+/* Add `v` to the first `count` elements at `to`, or with `fresh` store it there. The others stay as they are; `room` elements
+ * are this thread's. */
+FC_INLINE void FC_NAME(put_turned)(FC_T *to, VEC v, ptrdiff_t count, ptrdiff_t room, int fresh, ptrdiff_t next)
+{
+    if (fresh)
+        __builtin_prefetch(to + next, 1);
+    if (FC_LIKELY(count >= LANES)) {
+        FC_NAME(store)(to, fresh ? v : FC_NAME(load)(to) + v);
+        return;
+    }
+    if (count <= 0)
+        return;
+#if !defined(__AVX512F__)
+    if (FC_LIKELY(room >= LANES)) { /* parts of vectors are slow */
+        const VEC old = FC_NAME(load)(to);
+        FC_NAME(store)(to, FC_NAME(pick)(FC_NAME(first)(count), fresh ? v : old + v, old));
+        return;
+    }
+#endif
+    FC_NAME(store_part)(to, fresh ? v : FC_NAME(load_part)(to, count) + v, count);
+}
+
+/* The sums of `taps` cells of windows t, t + 1 ..., which lie at from + offset[j]. */
+FC_INLINE void FC_NAME(sum_turned)(const int vectors, ptrdiff_t taps, const ptrdiff_t *offset, const FC_T *from, VEC *sum)
+{
+FC_UNROLL
+    for (int v = 0; v < vectors; v++)
+        sum[v] = (VEC){0};
+    if (taps == 3) { /* the most common windows, in one go */
+FC_UNROLL
+        for (int v = 0; v < vectors; v++)
+            sum[v] = FC_NAME(load)(from + offset[0] + v * LANES) + FC_NAME(load)(from + offset[1] + v * LANES) +
+                     FC_NAME(load)(from + offset[2] + v * LANES);
+        return;
+    }
+    for (ptrdiff_t j = 0; j < taps; j++) {
+FC_UNROLL
+        for (int v = 0; v < vectors; v++)
+            sum[v] += FC_NAME(load)(from + offset[j] + v * LANES);
+    }
+}
+
+/* Add to a row of the image what one row of taps of one row of windows has for it, or with `fresh` store it there. */
+FC_INLINE void FC_NAME(add_turned)(const fc_lowering *l, const FC_NAME(sums) *s, const FC_T *from, FC_T *to, ptrdiff_t room,
+                                int fresh)
+{
+    const ptrdiff_t next = l->sh * l->w; /* where the next row begins that nothing was added to yet */
+    VEC sum[2], odd;
+    if (l->sw == 1) {
+        ptrdiff_t c = 0;
+        for (; c + LANES < l->w; c += 2 * LANES) {
+            FC_NAME(sum_turned)(2, l->kw, s->offset, from + c, sum);
+            FC_NAME(put_turned)(to + c, sum[0], LANES, LANES, fresh, next);
+            FC_NAME(put_turned)(to + c + LANES, sum[1], l->w - c - LANES, room - c - LANES, fresh, next);
+        }
+        if (c < l->w) {
+            FC_NAME(sum_turned)(1, l->kw, s->offset, from + c, sum);
+            FC_NAME(put_turned)(to + c, sum[0], l->w - c, room - c, fresh, next);
+        }
+    } else if (l->sw == 2) {
+        for (ptrdiff_t c = 0; c < l->w; c += 2 * LANES) {
+            FC_NAME(sum_turned)(1, s->start[1], s->offset, from + c / 2, sum);
+            FC_NAME(sum_turned)(1, s->start[2] - s->start[1], s->offset + s->start[1], from + c / 2, &odd);
+            FC_NAME(put_turned)(to + c, FC_NAME(lows)(sum[0], odd), l->w - c, room - c, fresh, next);
+            FC_NAME(put_turned)(to + c + LANES, FC_NAME(highs)(sum[0], odd), l->w - c - LANES, room - c - LANES, fresh, next);
+        }
+    } else {
+        for (ptrdiff_t e = 0; e < l->sw && e < l->w; e++) {
+            const ptrdiff_t steps = (l->w - e + l->sw - 1) / l->sw, taps = s->start[e + 1] - s->start[e];
+            for (ptrdiff_t t = 0; t < steps && (taps || fresh); t += LANES) {
+                const ptrdiff_t count = steps - t < LANES ? steps - t : LANES;
+                FC_T lane[FC_LANES], *at = to + t * l->sw + e;
+                FC_NAME(sum_turned)(1, taps, s->offset + s->start[e], from + t, sum);
+                FC_NAME(store)(lane, sum[0]);
+                if (fresh)
+                    FC_ELEMENT(to_every)(at, l->sw, lane, count);
+                else
+                    for (ptrdiff_t k = 0; k < count; k++)
+                        at[k * l->sw] += lane[k];
+            }
+        }
+    }
+}
+
+/* Blocks of channels of all images, [first, stop). A row of windows is turned, a block of channels at a time, zeros around it
+ * standing for windows that are not there, and added to the rows of the image that it lies over: the image stays in the
+ * second-level cache meanwhile, and the matrix is read in the order of memory as far as that allows. */
 static void FC_NAME(col2im_rows)(const fc_lowering *l, const FC_T *col, FC_T *out, ptrdiff_t first, ptrdiff_t stop,
                                  char *scratch)
 {
     const ptrdiff_t taps = l->kh * l->kw, width = l->c * taps, blocks = (l->c + l->channels - 1) / l->channels;
-    const ptrdiff_t slot = l->channels * taps * l->line, ahead = l->ow * width * (ptrdiff_t)sizeof(FC_T);
-    FC_NAME(sums) s = FC_NAME(lay_out_sums)(l, l->line, scratch);
-    const FC_T **const from = s.row + l->kh; /* the windows of a row */
-    FC_T *const slots = (FC_T *)(from + l->ow);
-    for (ptrdiff_t i = 0; i < l->slots * slot + l->line; i++)
-        slots[i] = 0;
-    s.begin = slots;
-    s.end = slots + l->slots * slot + l->line;
-    const ptrdiff_t margin = s.from;
-    s.from = 0;
-    s.until = PTRDIFF_MAX; /* with the zeros, windows are everywhere */
-    for (; first < stop; first++) {
-        const ptrdiff_t n = first / blocks, c0 = first % blocks * l->channels;
-        const ptrdiff_t channels = l->c - c0 < l->channels ? l->c - c0 : l->channels;
-        ptrdiff_t turned = 0; /* rows of windows so far */
+    const ptrdiff_t most = l->channels * taps, plane = l->h * l->w, size = (ptrdiff_t)sizeof(FC_T);
+    const FC_NAME(sums) s = FC_NAME(lay_out_sums)(l, l->line, scratch);
+    const FC_T **const from = s.row + l->kh; /* the windows of a row, and more of zeros up to a whole tile */
+    FC_T *const zeros = (FC_T *)fc_line_from(from + l->turned), *const turned = zeros + fc_round_up(most, LANES);
+    FC_T *const row = turned + l->margin; /* window 0 */
+    memset(zeros, 0, (size_t)(turned + most * l->line + l->slack - zeros) * sizeof(FC_T));
+    for (ptrdiff_t q = l->ow; q < l->turned; q++)
+        from[q] = zeros;
+    for (ptrdiff_t until; first < stop; first = until) {
+        const ptrdiff_t n = first / blocks, b0 = first % blocks;
+        until = fc_min(fc_min(stop, (n + 1) * blocks), first + l->together);
+        const ptrdiff_t b1 = b0 + until - first;
+        FC_T *const image = out + (n * l->c + b0 * l->channels) * plane;
+        FC_T *const end = out + (n * l->c + fc_min(b1 * l->channels, l->c)) * plane;
         for (ptrdiff_t r = 0; r < l->h; r++) {
-            for (; turned * l->sh <= r + l->top && turned < l->oh; turned++) {
+            const ptrdiff_t residue = (r + l->top) % l->sh, y = (r + l->top) / l->sh + s.back[residue];
+            const ptrdiff_t past = y < l->oh ? 0 : (y - l->oh) / l->step_rows + 1; /* rows of windows that are not there */
+            if (s.last[residue] + past * l->step_taps >= l->kh || y - past * l->step_rows < 0)
+                for (FC_T *at = image + r * l->w; at < end; at += plane)
+                    memset(at, 0, (size_t)(l->w * size));
+        }
+        for (ptrdiff_t y = 0; y < l->oh; y++)
+            for (ptrdiff_t b = b0; b < b1; b++) {
+                const ptrdiff_t c0 = b * l->channels, channels = fc_min(l->c - c0, l->channels);
+                const FC_T *const cells = col + (n * l->oh + y) * l->ow * width + c0 * taps;
                 for (ptrdiff_t q = 0; q < l->ow; q++)
-                    from[q] = col + ((n * l->oh + turned) * l->ow + q) * width + c0 * taps;
-                FC_T *const place = slots + turned % l->slots * slot + margin;
-                for (ptrdiff_t q = 0; q < l->ow; q += LANES) { /* some windows at a time, in the order of memory */
-                    const ptrdiff_t start = fc_max(fc_min(q, l->ow - LANES), 0);
-                    FC_ELEMENT(transpose)(place + start, l->line, from + start, 0, fc_min(l->ow, LANES), channels * taps, ahead,
-                                          0);
+                    from[q] = cells + q * width;
+                /* next come those of the next block, or of the first one in the next row of windows */
+                const ptrdiff_t ahead = b + 1 < b1 ? most : l->ow * width - (b - b0) * most;
+                for (ptrdiff_t q = 0; q < l->turned; q += l->side)
+                    FC_ELEMENT(transpose)(row + q, l->line, from + q, 0, l->side, channels * taps,
+                                          l->ahead ? ahead * size : 0, 0);
+                for (ptrdiff_t i = 0; i < l->kh; i++) {
+                    const ptrdiff_t r = y * l->sh + i * l->dh - l->top;
+                    if (r < 0 || r >= l->h)
+                        continue;
+                    const int fresh = y < l->step_rows || i + l->step_taps >= l->kh;
+                    FC_T *to = out + (n * l->c + c0) * plane + r * l->w;
+                    const FC_T *sees = row + i * l->kw * l->line;
+                    if (fresh)
+                        for (ptrdiff_t c = 0; c < channels; c++, to += plane, sees += taps * l->line)
+                            FC_NAME(add_turned)(l, &s, sees, to, end - to, 1);
+                    else
+                        for (ptrdiff_t c = 0; c < channels; c++, to += plane, sees += taps * l->line)
+                            FC_NAME(add_turned)(l, &s, sees, to, end - to, 0);
                 }
             }
-            for (ptrdiff_t c = 0; c < channels; c++) {
-                ptrdiff_t rows = 0;
-                const ptrdiff_t residue = (r + l->top) % l->sh;
-                ptrdiff_t y = (r + l->top) / l->sh + s.back[residue];
-                for (ptrdiff_t i = s.last[residue]; i < l->kh && y >= 0; i += l->step_taps, y -= l->step_rows)
-                    if (y < l->oh)
-                        s.row[rows++] = slots + y % l->slots * slot + (c * taps + i * l->kw) * l->line + margin;
-                FC_NAME(sum_row)(l, &s, rows, out + ((n * l->c + c0 + c) * l->h + r) * l->w, l->w);
-            }
-        }
     }
 }
 

@@ -38,7 +38,9 @@ typedef struct {
     ptrdiff_t channels, images;          /* that are turned at a time: "rows", "cs231n" */
     ptrdiff_t height, laid;              /* rows of the image that are seen then, and bytes of what is laid out: "rows" */
     ptrdiff_t residues, line;            /* of padded rows modulo the stride: those that taps look at, and their length */
-    ptrdiff_t slots;                     /* rows of windows that col2im keeps ("rows") */
+    /* col2im of "rows": windows of a row and zeros that are turned, so many at a time; elements before window 0 and after the
+     * last row; blocks of channels that take turns */
+    ptrdiff_t turned, side, margin, slack, together;
     ptrdiff_t step_taps, step_rows;      /* of fc_window_rows */
     ptrdiff_t ahead;                     /* bytes to prefetch ahead, or 0 */
     ptrdiff_t pieces, piece;             /* threads take ranges of these; elements of the result in each, if in order */
@@ -65,6 +67,9 @@ FC_INLINE void fc_copy(char *to, const char *from, ptrdiff_t bytes, ptrdiff_t ro
     for (ptrdiff_t i = 0; i < bytes; i += FC_VECTOR_BYTES)
         fc_store_bytes(to + i, fc_load_bytes(from + i));
 }
+
+/* Where the next cache line begins. */
+FC_INLINE void *fc_line_from(void *at) { return (char *)at + (-(uintptr_t)at & (FC_LINE - 1)); }
 
 typedef uint8_t fc_element_8;
 typedef uint16_t fc_element_16;
@@ -175,14 +180,25 @@ static void fc_plan_lowering(fc_lowering *l, ptrdiff_t itemsize, int back, const
             l->bytes = l->channels * table;
             l->ahead = l->traffic < FC_PREFETCH_BYTES ? 0 : lanes * l->c * taps * itemsize;
         } else if (back) {
-            /* odd, so that the rows of a tile do not share cache sets; and the last vector of a row looks at the next row */
-            l->line = (l->ow + l->left / l->sw + ((l->kw - 1) * l->dw + l->sw - 1) / l->sw + 2 * lanes) | 1;
-            l->slots = l->dh * (l->kh - 1) / l->sh + 1;
-            const ptrdiff_t channel = l->slots * taps * l->line * itemsize;
-            l->channels = fc_block(2 * TURNED_BYTES, channel, unit, l->c);
-            l->pieces = l->n * ((l->c + l->channels - 1) / l->channels);
-            l->bytes = l->channels * channel + l->line * itemsize + l->ow * 8 + tables;
-            l->ahead = 0;
+            /* rows of whole vectors, an odd number of lines, so that those of a tile do not share cache sets */
+            enum { TURNED_BACK_BYTES = 32768, IMAGE_BYTES = 1 << 18 };
+            const ptrdiff_t wide = (l->w + l->sw - 1) / l->sw, low = ((l->kw - 1) * l->dw + l->sw - 1) / l->sw;
+            const ptrdiff_t high = (l->left + l->sw - 1) / l->sw, line = fc_max(FC_LINE / itemsize, 1);
+            l->side = lanes;
+            while (l->side > 2 && l->side / 2 >= l->ow)
+                l->side /= 2;
+            l->turned = fc_round_up(l->ow, l->side);
+            l->margin = fc_round_up(low, lanes);
+            l->line = fc_round_up(l->margin + fc_max(l->turned, wide + high), line) / line;
+            l->line = (l->line | 1) * line;
+            l->slack = fc_round_up(wide + high, lanes) + lanes;
+            const ptrdiff_t channel = taps * l->line * itemsize;
+            l->channels = fc_block(TURNED_BACK_BYTES, channel, unit, l->c);
+            const ptrdiff_t over = (l->kh - 1) * l->dh + 1, blocks = (l->c + l->channels - 1) / l->channels;
+            l->together = fc_min(fc_max(IMAGE_BYTES / (l->channels * over * l->w * itemsize), 1), blocks);
+            l->pieces = l->n * blocks;
+            l->bytes = tables + l->turned * 8 + 2 * FC_LINE + l->channels * (channel + taps * itemsize) +
+                       (l->slack + lanes) * itemsize;
         } else {
             ptrdiff_t row = l->residues * l->line * itemsize;
             l->height = (l->kh - 1) * l->dh + 1; /* and more rows, if they fit */

@@ -20,6 +20,20 @@
 #define FC_HOLD(v) (void)(v)
 #endif
 
+/* Vectors of pieces of 16 bytes, each from its own place. */
+#if defined(__AVX2__)
+FC_INLINE __m256i fc_two_pieces(const void *a, const void *b)
+{
+    return _mm256_inserti128_si256(_mm256_castsi128_si256(_mm_loadu_si128(a)), _mm_loadu_si128(b), 1);
+}
+#endif
+#if defined(__AVX512F__)
+FC_INLINE __m512i fc_four_pieces(const void *a, const void *b, const void *c, const void *d)
+{ /* by halves: where long vectors take two turns, each piece put into one would */
+    return _mm512_inserti64x4(_mm512_castsi256_si512(fc_two_pieces(a, b)), fc_two_pieces(c, d), 1);
+}
+#endif
+
 #define FC_TEMPLATE "lanes.h"
 #include "each_vector.h"
 
@@ -35,33 +49,42 @@
 #define FC_WIDE_F64(name) fc_##name##_f64x2
 #endif
 
-/* Transposition in tiles of the largest size that fits. */
+/* Transposition in tiles of the largest size that fits, or past the caches in whole lines. */
 #define FC_TRANSPOSE(name)                                                                                            \
+    if (past && rows % fc_line_##name == 0 && columns >= fc_piece_##name) {                                           \
+        for (ptrdiff_t part = 0; part < columns; part += fc_line_##name) /* lines that are read are used up, too */    \
+            for (ptrdiff_t i = 0; i < rows; i += fc_line_##name)                                                      \
+                for (ptrdiff_t j = part; j < columns && j < part + fc_line_##name; j += fc_piece_##name) {            \
+                    const ptrdiff_t c = j + fc_piece_##name <= columns ? j : columns - fc_piece_##name;               \
+                    fc_transpose_lines_##name(to + c * pitch_to + i, pitch_to, from + i, at + c,                      \
+                                              j == part ? ahead : 0);                                                 \
+                }                                                                                                     \
+        return;                                                                                                       \
+    }                                                                                                                 \
     if (least >= fc_lanes_##name) {                                                                                   \
         const ptrdiff_t side = fc_lanes_##name;                                                                       \
         for (ptrdiff_t j = 0; j < columns; j += side) {                                                               \
             const ptrdiff_t c = j + side <= columns ? j : columns - side;                                             \
             for (ptrdiff_t i = 0; i < rows; i += side) {                                                              \
                 const ptrdiff_t r = i + side <= rows ? i : rows - side;                                               \
-                if (past)                                                                                             \
-                    fc_transpose_tile_##name(to + c * pitch_to + r, pitch_to, from + r, at + c, ahead, 1);            \
-                else                                                                                                  \
-                    fc_transpose_tile_##name(to + c * pitch_to + r, pitch_to, from + r, at + c, ahead, 0);            \
+                fc_transpose_tile_##name(to + c * pitch_to + r, pitch_to, from + r, at + c, ahead);                   \
             }                                                                                                         \
         }                                                                                                             \
         return;                                                                                                       \
     }
 #define FC_TRANSPOSE_TO(name)                                                                                         \
+    if (past && columns % fc_line_##name == 0 && rows >= fc_piece_##name) {                                           \
+        for (ptrdiff_t j = 0; j < columns; j += fc_line_##name)                                                       \
+            fc_transpose_lines_to_##name(to, at + j, from + j * pitch, pitch, rows, ahead);                           \
+        return;                                                                                                       \
+    }                                                                                                                 \
     if (least >= fc_lanes_##name) {                                                                                   \
         const ptrdiff_t side = fc_lanes_##name;                                                                       \
         for (ptrdiff_t j = 0; j < columns; j += side) {                                                               \
             const ptrdiff_t c = j + side <= columns ? j : columns - side;                                             \
             for (ptrdiff_t i = 0; i < rows; i += side) {                                                              \
                 const ptrdiff_t r = i + side <= rows ? i : rows - side;                                               \
-                if (past)                                                                                             \
-                    fc_transpose_tile_to_##name(to + r, at + c, from + c * pitch + r, pitch, ahead, 1);               \
-                else                                                                                                  \
-                    fc_transpose_tile_to_##name(to + r, at + c, from + c * pitch + r, pitch, ahead, 0);               \
+                fc_transpose_tile_to_##name(to + r, at + c, from + c * pitch + r, pitch, ahead);                      \
             }                                                                                                         \
         }                                                                                                             \
         return;                                                                                                       \
