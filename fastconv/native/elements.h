@@ -47,6 +47,19 @@ FC_INLINE int FC_ELEMENT(every_second)(FC_T *to, const FC_T *from, ptrdiff_t cou
     return 0;
 }
 
+/* even[i] = from[2*i] and odd[i] = from[2*i + 1]. */
+FC_INLINE void FC_ELEMENT(split)(FC_T *even, FC_T *odd, const FC_T *from, ptrdiff_t pairs)
+{
+    ptrdiff_t i = 0;
+#ifdef FC_TILES
+    FC_TILES(FC_SPLIT)
+#endif
+    for (; i < pairs; i++) {
+        even[i] = from[2 * i];
+        odd[i] = from[2 * i + 1];
+    }
+}
+
 /* to[i*step] = from[i]; writes nothing behind the last one. */
 static void FC_ELEMENT(to_every)(FC_T *to, ptrdiff_t step, const FC_T *from, ptrdiff_t count)
 {

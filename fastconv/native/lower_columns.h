@@ -106,6 +106,97 @@ static void FC_ELEMENT(pad_row)(const fc_lowering *l, FC_T *to, const FC_T *row,
     }
 }
 
+/* Planes of all images, [first, stop), where columns are skipped. Each row of the image is read once, in the order of memory,
+ * and split into its columns by their residue modulo the stride, of which each tap sees a run; a sink for each tap. */
+static void FC_ELEMENT(im2col_planes)(const fc_lowering *l, FC_T pad, FC_T *out, ptrdiff_t first, ptrdiff_t stop,
+                                      char *scratch)
+{
+    const ptrdiff_t size = (ptrdiff_t)sizeof(FC_T), taps = l->kh * l->kw, places = l->oh * l->ow, ow = l->ow;
+    const ptrdiff_t height = (l->oh - 1) * l->sh + (l->kh - 1) * l->dh + 1, laid = l->residues * l->line;
+    enum { SPLIT_AHEAD_BYTES = 8192 };
+    const int apart = l->apart;
+    fc_sink *const sinks = (fc_sink *)scratch;
+    ptrdiff_t *const last = (ptrdiff_t *)(sinks + taps), *const back = last + l->sh, *const offset = back + l->sh;
+    ptrdiff_t *const begin = offset + l->kw, *const start = begin + l->residues, *const count = start + l->residues;
+    FC_T *const row = (FC_T *)(count + l->residues), *const pads = (FC_T *)((char *)(row + laid) + FC_VECTOR_BYTES);
+    char *buffer = fc_line_from((char *)(pads + laid) + FC_VECTOR_BYTES);
+    const ptrdiff_t capacity = l->bypass ? fc_round_up(fc_sink_bytes(fc_max(ow * size, FC_SINK_BYTES)), FC_LINE) : 0;
+    fc_window_rows(l->kh, l->sh, l->dh, last, back);
+    for (ptrdiff_t j = 0; j < l->kw; j++)
+        offset[j] = j * l->dw % l->sw * l->line + j * l->dw / l->sw;
+    FC_ELEMENT(fill)(row, pad, laid); /* in the padding they stay so */
+    FC_ELEMENT(fill)(pads, pad, laid);
+    for (ptrdiff_t e = 0; e < l->residues; e++) {
+        begin[e] = fc_min(l->left > e ? (l->left - e + l->sw - 1) / l->sw : 0, l->line);
+        start[e] = begin[e] * l->sw + e - l->left;
+        count[e] = start[e] < l->w ? fc_min((l->w - start[e] + l->sw - 1) / l->sw, l->line - begin[e]) : 0;
+        begin[e] += e * l->line;
+    }
+    /* of two residues one begins with column 0, and the other with column 1 */
+    const int even = l->sw == 2 && l->residues == 2 ? l->left % 2 : 0, odd = !even;
+    const ptrdiff_t pairs = l->sw == 2 && l->residues == 2 && start[even] == 0 && start[odd] == 1 ? count[odd] : 0;
+    for (; first < stop; first++) {
+        const FC_T *const image = (const FC_T *)l->x + first / l->c * l->step_n + first % l->c * l->step_c;
+        FC_T *const to = out + first * taps * places;
+        if (apart && !l->bypass && l->kh <= l->sh && (l->dh == 1 || l->kh == 1)) { /* in vectors that overlap: no sinks */
+            for (ptrdiff_t i = 0; i < l->kh; i++) {
+                FC_T *at = to + 2 * i * places;
+                const FC_T *from = image + i * l->step_h;
+                for (ptrdiff_t y = 0; y < l->oh; y++, at += ow, from += l->sh * l->step_h)
+                    FC_ELEMENT(split)(at, at + places, from, ow);
+            }
+            continue;
+        }
+        for (ptrdiff_t t = 0; t < taps; t++)
+            sinks[t] = fc_sink_to(to + t * places, places * size, capacity ? buffer + t * capacity : NULL, capacity);
+        for (ptrdiff_t v = 0, residue = 0, q = 0; v < height; v++) {
+            const ptrdiff_t r = v - l->top;
+            const FC_T *const from = image + r * l->step_h, *see = pads;
+            ptrdiff_t i = last[residue], y = q + back[residue];
+            if (++residue == l->sh) {
+                residue = 0;
+                q++;
+            }
+            if (l->ahead) /* rows far ahead: those of the next plane, too */
+                for (ptrdiff_t c = 0; c < l->w * size; c += FC_LINE)
+                    __builtin_prefetch((const char *)from + c + SPLIT_AHEAD_BYTES, 0, 2);
+            if (i >= l->kh)
+                continue;
+            if (r >= 0 && r < l->h && !apart) {
+                if (pairs) {
+                    FC_ELEMENT(split)(row + begin[even], row + begin[odd], from, pairs);
+                    for (ptrdiff_t k = pairs; k < count[even]; k++)
+                        row[begin[even] + k] = from[2 * k];
+                } else {
+                    for (ptrdiff_t e = 0; e < l->residues; e++)
+                        if (count[e] > 0)
+                            FC_ELEMENT(every)(row + begin[e], from + start[e], l->sw, count[e]);
+                }
+                see = row;
+            }
+            for (; i < l->kh && y >= 0; i += l->step_taps, y -= l->step_rows) {
+                if (y >= l->oh)
+                    continue;
+                fc_sink *const s = sinks + i * l->kw;
+                if (apart) {
+                    FC_ELEMENT(split)((FC_T *)s[0].at, (FC_T *)s[1].at, from, ow);
+                    fc_written(s, ow * size);
+                    fc_written(s + 1, ow * size);
+                } else {
+                    for (ptrdiff_t j = 0; j < l->kw; j++) {
+                        fc_copy(s[j].at, (const char *)(see + offset[j]), ow * size, s[j].end - s[j].at, PTRDIFF_MAX);
+                        fc_written(s + j, ow * size);
+                    }
+                }
+            }
+        }
+        for (ptrdiff_t t = 0; l->bypass && t < taps; t++)
+            fc_sink_empty(sinks + t, 1);
+    }
+    if (l->bypass)
+        fc_stream_end();
+}
+
 /* Rows of output of all images, [first, stop). What all taps of some channels see in some of the rows is turned at a time. */
 static void FC_ELEMENT(im2col_rows)(const fc_lowering *l, FC_T pad, FC_T *out, ptrdiff_t first, ptrdiff_t stop,
                                     char *scratch)

@@ -34,7 +34,8 @@ typedef struct {
     /* --- the plan --- */
     ptrdiff_t itemsize, pad_bytes;       /* of what is moved at a time, and of an element of the caller's */
     int bypass;                          /* the result goes past the caches */
-    int apart;                           /* col2im: no two windows share a cell (fc_join_columns) */
+    int apart;                           /* windows lie side by side: col2im, "rows" (fc_join_columns); im2col, "columns" */
+    int streams;                         /* im2col, "columns": all taps of a plane at a time, by a sink each */
     ptrdiff_t channels, images;          /* that are turned at a time: "rows", "cs231n" */
     ptrdiff_t height, laid;              /* rows of the image that are seen then, and bytes of what is laid out: "rows" */
     ptrdiff_t residues, line;            /* of padded rows modulo the stride: those that taps look at, and their length */
@@ -148,7 +149,7 @@ static void fc_plan_lowering(fc_lowering *l, ptrdiff_t itemsize, int back, const
     l->pad_bytes = itemsize;
     l->apart = 0;
     itemsize = fc_join_columns(l, itemsize, back, out);
-    enum { TURNED_BYTES = 49152, NEAR_BYTES = 1 << 18 };
+    enum { TURNED_BYTES = 49152, NEAR_BYTES = 1 << 18, MOST_STREAMS = 16, LEAST_PLANES = 16, STREAM_ROW_BYTES = 8192 };
     const ptrdiff_t taps = l->kh * l->kw, places = l->oh * l->ow, lanes = fc_max(FC_VECTOR_BYTES / itemsize, 1);
     const ptrdiff_t columns = l->n * l->c * taps * places, image = l->n * l->c * l->h * l->w;
     const ptrdiff_t reach = fc_max(l->left + l->w, (l->ow - 1) * l->sw + (l->kw - 1) * l->dw + 1);
@@ -158,7 +159,7 @@ static void fc_plan_lowering(fc_lowering *l, ptrdiff_t itemsize, int back, const
     l->bypass = (back ? image : columns) * itemsize >= FC_STREAM_BYTES;
     l->step_taps = l->sh / gcd;
     l->step_rows = l->dh / gcd;
-    l->sink = l->piece = 0;
+    l->sink = l->piece = l->streams = 0;
     l->residues = fc_min(l->sw, (l->kw - 1) * l->dw + 1);
     l->line = (reach + l->sw - 1) / l->sw;
     /* taps lie apart by a plane of windows: one channel ahead, if that is not too far, they are all at the same place again */
@@ -169,6 +170,22 @@ static void fc_plan_lowering(fc_lowering *l, ptrdiff_t itemsize, int back, const
         if (l->bypass)
             l->sink = fc_sink_bytes(fc_max((back ? l->w : l->ow) * itemsize, FC_SINK_BYTES));
         l->bytes = back ? tables : 2 * (l->kh + l->kw) * 8;
+        /* windows of two columns side by side and without padding: what is split is what taps see. Other ones gain by it where
+         * the result goes past the caches, in whole lines. */
+        l->apart = !back && l->sw == 2 && l->kw == 2 && l->dw == 1 && !l->left && !l->top && 2 * l->ow <= l->w &&
+                   (l->oh - 1) * l->sh + (l->kh - 1) * l->dh < l->h;
+        l->streams = !back && taps > 1 && taps <= MOST_STREAMS && l->n * l->c >= LEAST_PLANES &&
+                     l->ow * itemsize <= STREAM_ROW_BYTES &&
+                     (l->apart || (l->bypass && l->sw == 2 && (uintptr_t)out % FC_LINE == 0));
+        if (l->streams) {
+            l->pieces = l->n * l->c;
+            l->piece = taps * places;
+            l->line = l->ow + (l->kw - 1) * l->dw / l->sw;
+            l->sink = fc_round_up(l->sink, FC_LINE);
+            l->bytes = taps * (sizeof(fc_sink) + l->sink) + (2 * l->sh + l->kw + 3 * l->residues) * 8 +
+                       2 * (l->residues * l->line * itemsize + FC_VECTOR_BYTES) + FC_LINE;
+            l->sink = 0;
+        }
     } else if (l->layout == FC_ROWS) {
         const ptrdiff_t table = taps * 8;
         ptrdiff_t unit = 1; /* channels that are whole lines of the matrix */
@@ -234,7 +251,9 @@ static void fc_plan_lowering(fc_lowering *l, ptrdiff_t itemsize, int back, const
         fc_element_##size pad_;                                                                                       \
         memset(&pad_, 0, sizeof pad_); /* joined elements are never padded */                                         \
         memcpy(&pad_, pad, (size_t)l->pad_bytes);                                                                     \
-        if (l->layout == FC_COLUMNS)                                                                                  \
+        if (l->layout == FC_COLUMNS && l->streams)                                                                    \
+            fc_im2col_planes_##size(l, pad_, (fc_element_##size *)out, first, stop, scratch);                         \
+        else if (l->layout == FC_COLUMNS)                                                                             \
             fc_im2col_columns_##size(l, pad_, first, stop, &to, scratch);                                             \
         else if (l->layout == FC_ROWS)                                                                                \
             fc_im2col_rows_##size(l, pad_, (fc_element_##size *)out, first, stop, scratch);                           \

@@ -109,6 +109,18 @@ FC_INLINE __m512i fc_four_pieces(const void *a, const void *b, const void *c, co
             fc_store_##name(to + i, fc_evens_##name(fc_load_##name(from + 2 * i), fc_load_##name(from + 2 * i + lanes)));\
         return 1;                                                                                                     \
     }
+/* Every second element from the first and from the second one on, in vectors of the largest size that fits; the last one ends
+ * with the last element. */
+#define FC_SPLIT(name)                                                                                                \
+    if (pairs >= fc_lanes_##name) {                                                                                   \
+        for (; i < pairs; i += fc_lanes_##name) {                                                                     \
+            const ptrdiff_t at = i + fc_lanes_##name <= pairs ? i : pairs - fc_lanes_##name;                          \
+            const fc_vec_##name a = fc_load_##name(from + 2 * at), b = fc_load_##name(from + 2 * at + fc_lanes_##name);\
+            fc_store_##name(even + at, fc_evens_##name(a, b));                                                        \
+            fc_store_##name(odd + at, fc_odds_##name(a, b));                                                          \
+        }                                                                                                             \
+        return;                                                                                                       \
+    }
 #if FC_VECTOR_BYTES == 64
 #define FC_TILES_F32(each) each(f32x16) each(f32x8) each(f32x4)
 #define FC_TILES_F64(each) each(f64x8) each(f64x4) each(f64x2)
@@ -300,8 +312,6 @@ static void fc_sink_empty(fc_sink *s, int all)
     s->buffer -= (uintptr_t)s->buffer % FC_LINE;
     memmove(s->buffer, rest, (size_t)(bytes - gone));
     s->at = s->buffer + bytes - gone;
-    if (all)
-        fc_stream_end();
 }
 
 FC_INLINE void fc_written(fc_sink *s, ptrdiff_t bytes)
@@ -314,8 +324,10 @@ FC_INLINE void fc_written(fc_sink *s, ptrdiff_t bytes)
 /* After the last byte. */
 static void fc_sink_close(fc_sink *s)
 {
-    if (s->to)
+    if (s->to) {
         fc_sink_empty(s, 1);
+        fc_stream_end();
+    }
 }
 
 #endif
