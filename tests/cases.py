@@ -180,6 +180,10 @@ CONV_CASES = (
     ConvCase("width67-filters6-kernel5", (2, 1, 6, 67), (6, 1, 5, 5)),
     ConvCase("width130-filters7-stride2", (1, 3, 4, 130), (7, 3, 2, 2), stride=2),
 
+    # Planes enough for im2col to split their rows into even and odd columns; windows that share no row, and that do.
+    ConvCase("kernel2-stride2-planes18", (2, 9, 12, 27), (4, 9, 2, 2), stride=2),
+    ConvCase("kernel3x2-stride2-planes16", (2, 8, 9, 38), (3, 8, 3, 2), stride=2),
+
     # Channels enough that the reduction is cut into blocks.
     ConvCase("channels70", (1, 70, 6, 9), (5, 70, 3, 3), padding=1),
     ConvCase("channels130-filters50", (1, 130, 5, 7), (50, 130, 3, 3), padding=1),

@@ -69,17 +69,19 @@ def test_col2im(case, layout, engine, poisoned):
 @pytest.mark.parametrize("dtype", [*FLOATS, "uint8", "int16", "complex64", "complex128"])
 @pytest.mark.parametrize("side", [2, 3, 4, 8])
 def test_windows_side_by_side(side, dtype, engine):
-    """Their rows may be moved whole, where sizes and addresses allow it."""
-    cells = np.arange(3 * 4 * 17 * 41).astype(dtype)
+    """Their rows may be moved whole, or woven of those of two taps, where sizes and addresses allow it."""
+    cells = np.arange(3 * 6 * 17 * 42).astype(dtype)
     for height, width, begin in ((16, 40, 0), (16, 40, 1), (17, 41, 0), (16, 41, 2), (17, 40, 3)):
-        x = cells[begin:begin + 2 * 3 * height * width].reshape(2, 3, height, width)
+        x = cells[begin:begin + 3 * 6 * height * width].reshape(3, 6, height, width)
         for image in (x, x[::-1, ::-1, ::-1], x[:, :, 1:, 1:], x[..., :-1]):
             for stride in (side, (side + 1, side), (side - 1, side)):
-                got = fastconv.im2col(image, side, side, stride, pad_value=1)
-                np.testing.assert_array_equal(got, reference.im2col(image, side, side, stride))
-                if dtype in FLOATS:
-                    np.testing.assert_array_equal(fastconv.col2im(got, image.shape, side, side, stride),
-                                                  reference.col2im(got, image.shape, side, side, stride))
+                for layout in ("rows", "columns"):
+                    got = fastconv.im2col(image, side, side, stride, pad_value=1, layout=layout)
+                    np.testing.assert_array_equal(got, reference.im2col(image, side, side, stride, layout=layout))
+                    if dtype in FLOATS:
+                        np.testing.assert_array_equal(
+                            fastconv.col2im(got, image.shape, side, side, stride, layout=layout),
+                            reference.col2im(got, image.shape, side, side, stride, layout=layout))
 
 
 @pytest.mark.parametrize("window", [(3, 1, 1), (2, 2, 0), (3, 2, 1), (1, 1, 0)], ids=str)
@@ -134,6 +136,40 @@ def test_whole_lines(shape, window, dtype, engine):
         np.testing.assert_array_equal(fastconv.col2im(want, shape, kernel, kernel, *rest, out=back), image)
         assert not memory[:begin].any()
         assert not memory[begin + x.size:].any()
+
+
+@lru_cache(maxsize=1)
+def large_columns(shape: tuple[int, ...], window: tuple[int, ...], dtype: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """As large_rows, in the layout "columns"."""
+    kernel, *rest = window
+    x = np.random.default_rng(0).integers(-4, 5, shape).astype(dtype)
+    columns = reference.im2col(x, kernel, kernel, *rest, layout="columns")
+    return x, columns, reference.col2im(columns, shape, kernel, kernel, *rest, layout="columns")
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
+@pytest.mark.parametrize(("shape", "window"), [((2, 8, 641, 643), (2, 2, 0)), ((1, 16, 431, 446), (3, 2, 1)),
+                                               ((1, 17, 430, 445), (3, 2, (0, 1)))], ids=str)
+def test_columns_past_the_caches(shape, window, dtype, engine):
+    """Each tap's part of a large result may be a stream of its own, and rows of the image may be woven."""
+    if engine.backend == "numpy":
+        pytest.skip("the reference has one way")
+    kernel, *rest = window
+    x, want, image = large_columns(shape, window, dtype)
+    assert want.nbytes > 24 * 2**20
+    memory = np.zeros(max(want.size, x.size) + 48, dtype)
+    line = -memory.ctypes.data % 64 // memory.itemsize  # where a cache line begins
+    for begin in (line, line + 7):  # elements
+        col = memory[begin:begin + want.size].reshape(want.shape)
+        np.testing.assert_array_equal(fastconv.im2col(x, kernel, kernel, *rest, layout="columns", out=col), want)
+        assert not memory[:begin].any()
+        assert not memory[begin + want.size:].any()
+        memory[:] = 0
+        back = memory[begin:begin + x.size].reshape(shape)
+        np.testing.assert_array_equal(fastconv.col2im(want, shape, kernel, kernel, *rest, layout="columns", out=back), image)
+        assert not memory[:begin].any()
+        assert not memory[begin + x.size:].any()
+        memory[:] = 0
 
 
 @pytest.mark.parametrize("dtype", OTHERS)

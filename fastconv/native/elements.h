@@ -60,6 +60,19 @@ FC_INLINE void FC_ELEMENT(split)(FC_T *even, FC_T *odd, const FC_T *from, ptrdif
     }
 }
 
+/* to[2*i] = even[i] and to[2*i + 1] = odd[i]. */
+FC_INLINE void FC_ELEMENT(weave)(FC_T *to, const FC_T *even, const FC_T *odd, ptrdiff_t pairs)
+{
+    ptrdiff_t i = 0;
+#ifdef FC_TILES
+    FC_TILES(FC_WEAVE)
+#endif
+    for (; i < pairs; i++) {
+        to[2 * i] = even[i];
+        to[2 * i + 1] = odd[i];
+    }
+}
+
 /* to[i*step] = from[i]; writes nothing behind the last one. */
 static void FC_ELEMENT(to_every)(FC_T *to, ptrdiff_t step, const FC_T *from, ptrdiff_t count)
 {

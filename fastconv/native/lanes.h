@@ -89,7 +89,8 @@ FC_INLINE void FC_NAME(stream)(FC_T *to, VEC v)
  * vector, where a block has four rows, or one; and pieces seldom cross a cache line, which vectors often do. */
 #define PIECE ((int)(16 / sizeof(FC_T)))
 #if FC_BYTES == 64
-#define PIECES(row, at) (VEC)fc_four_pieces((row)[0] + (at), (row)[PIECE] + (at), (row)[2 * PIECE] + (at), (row)[3 * PIECE] + (at))
+#define PIECES(row, at)                                                                                               \
+    (VEC)fc_four_pieces((row)[0] + (at), (row)[PIECE] + (at), (row)[2 * PIECE] + (at), (row)[3 * PIECE] + (at))
 #define PIECES_APART(at, step) (VEC)fc_four_pieces(at, (at) + (step), (at) + 2 * (step), (at) + 3 * (step))
 #else
 #define PIECES(row, at) (VEC)fc_two_pieces((row)[0] + (at), (row)[PIECE] + (at))
@@ -178,8 +179,8 @@ FC_UNROLL
         FC_NAME(store)(to + i * pitch_to, row[i]);
 }
 
-/* The same for rows that make a whole cache line, and so many columns as are 16 bytes: each line is stored past the caches in one
- * go. If others came between its parts, memory would get it in parts. */
+/* The same for rows that make a whole cache line, and so many columns as are 16 bytes: each line is stored past the caches in
+ * one go. If others came between its parts, memory would get it in parts. */
 enum { FC_NAME(piece) = PIECE, FC_NAME(line) = 64 / sizeof(FC_T) };
 FC_INLINE void FC_NAME(transpose_lines)(FC_T *to, ptrdiff_t pitch_to, const FC_T *const *from, ptrdiff_t at, ptrdiff_t ahead)
 {

@@ -92,7 +92,14 @@ static void FC_ELEMENT(im2col_columns)(const fc_lowering *l, FC_T pad, ptrdiff_t
  * to FC_VECTOR_BYTES be written behind the padded row. */
 static void FC_ELEMENT(pad_row)(const fc_lowering *l, FC_T *to, const FC_T *row, ptrdiff_t there, FC_T pad)
 {
-    const ptrdiff_t size = (ptrdiff_t)sizeof(FC_T);
+    const ptrdiff_t size = (ptrdiff_t)sizeof(FC_T), even = l->left % 2; /* the residue of column 0, with two of them */
+    const int halves = row && l->sw == 2 && l->residues == 2;
+    if (halves) {
+        FC_T *const evens = to + even * l->line + l->left / 2, *const odds = to + !even * l->line + (l->left + 1) / 2;
+        FC_ELEMENT(split)(evens, odds, row, l->w / 2);
+        if (l->w % 2)
+            evens[l->w / 2] = row[l->w - 1];
+    }
     for (ptrdiff_t e = 0; e < l->residues; e++, to += l->line) {
         const ptrdiff_t first = l->left > e ? (l->left - e + l->sw - 1) / l->sw : 0, start = first * l->sw + e - l->left;
         const ptrdiff_t count = row && start < l->w ? (l->w - start + l->sw - 1) / l->sw : 0;
@@ -100,7 +107,7 @@ static void FC_ELEMENT(pad_row)(const fc_lowering *l, FC_T *to, const FC_T *row,
         if (count && l->sw == 1)
             fc_copy((char *)(to + first), (const char *)(row + start), count * size, count * size + FC_VECTOR_BYTES,
                     (there - start) * size);
-        else if (count)
+        else if (count && !halves)
             FC_ELEMENT(every)(to + first, row + start, l->sw, count);
         FC_ELEMENT(fill)(to + first + count, pad, l->line - first - count);
     }
@@ -226,9 +233,14 @@ static void FC_ELEMENT(im2col_rows)(const fc_lowering *l, FC_T pad, FC_T *out, p
                 step_c = l->height * padded;
                 step_h = padded;
                 FC_T *row = rows;
+                /* next come the same rows of the next channels, or of the first ones those below */
+                const ptrdiff_t next = c0 + channels < l->c ? channels * l->step_c : count * l->sh * l->step_h - c0 * l->step_c;
                 for (ptrdiff_t c = 0; c < channels; c++, row += step_c)
                     for (ptrdiff_t r = top; r <= bottom; r++) {
                         const ptrdiff_t place = origin + c * l->step_c + (r - top) * l->step_h;
+                        if (l->ahead)
+                            for (ptrdiff_t q = 0; q < l->w * size; q += FC_LINE)
+                                __builtin_prefetch((const char *)((const FC_T *)l->x + place + next) + q, 0, 2);
                         FC_ELEMENT(pad_row)(l, row + (r - top) * padded,
                                             r < 0 || r >= l->h ? NULL : (const FC_T *)l->x + place, l->stop - place, pad);
                     }
@@ -311,6 +323,35 @@ static void FC_ELEMENT(im2col_cs231n)(const fc_lowering *l, FC_T pad, FC_T *out,
     }
     if (l->bypass)
         fc_stream_end();
+}
+
+/* The image from "columns" of windows that lie side by side and are two columns wide: each of its rows is woven from those of
+ * two taps. Planes of all images, [first, stop). */
+static void FC_ELEMENT(image_of_columns)(const fc_lowering *l, const FC_T *col, ptrdiff_t first, ptrdiff_t stop, fc_sink *out)
+{
+    const ptrdiff_t size = (ptrdiff_t)sizeof(FC_T), places = l->oh * l->ow, taps = l->kh * l->kw;
+    for (const FC_T *plane = col + first * taps * places; first < stop; first++, plane += taps * places)
+        for (ptrdiff_t r = 0, i = 0, y = 0; r < l->h; r++) {
+            FC_T *const to = (FC_T *)out->at;
+            if (i < l->kh && y < l->oh) {
+                const FC_T *const even = plane + 2 * i * places + y * l->ow, *const odd = even + places;
+                if (l->ahead)
+                    for (ptrdiff_t q = 0; q < l->ow * size; q += FC_LINE) {
+                        __builtin_prefetch((const char *)even + q + l->ahead, 0, 2);
+                        __builtin_prefetch((const char *)odd + q + l->ahead, 0, 2);
+                    }
+                FC_ELEMENT(weave)(to, even, odd, l->ow);
+                if (2 * l->ow < l->w)
+                    memset(to + 2 * l->ow, 0, (size_t)((l->w - 2 * l->ow) * size));
+            } else {
+                memset(to, 0, (size_t)(l->w * size));
+            }
+            fc_written(out, l->w * size);
+            if (++i == l->sh) {
+                i = 0;
+                y++;
+            }
+        }
 }
 
 /* The image from "rows" whose windows lie side by side (fc_join_columns): each of its cells is in one window or in none. Rows

@@ -71,7 +71,7 @@ FC_UNROLL
             for (ptrdiff_t i = 0; i < rows; i++) {
                 const FC_T *from = s->row[i] + at;
                 if (l->ahead)
-                    __builtin_prefetch((const char *)from + l->ahead);
+                    __builtin_prefetch((const char *)from + l->ahead, 0, 2);
 FC_UNROLL
                 for (int v = 0; v < vectors; v++)
                     sum[v] += FC_NAME(load)(from + v * LANES);
@@ -81,7 +81,7 @@ FC_UNROLL
             for (ptrdiff_t i = 0; i < rows; i++) {
                 const FC_T *from = s->row[i] + at;
                 if (l->ahead)
-                    __builtin_prefetch((const char *)from + l->ahead);
+                    __builtin_prefetch((const char *)from + l->ahead, 0, 2);
                 sum[0] += FC_NAME(load_where)(there, from, s->begin, s->end);
             }
         }

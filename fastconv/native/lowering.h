@@ -172,8 +172,9 @@ static void fc_plan_lowering(fc_lowering *l, ptrdiff_t itemsize, int back, const
         l->bytes = back ? tables : 2 * (l->kh + l->kw) * 8;
         /* windows of two columns side by side and without padding: what is split is what taps see. Other ones gain by it where
          * the result goes past the caches, in whole lines. */
-        l->apart = !back && l->sw == 2 && l->kw == 2 && l->dw == 1 && !l->left && !l->top && 2 * l->ow <= l->w &&
-                   (l->oh - 1) * l->sh + (l->kh - 1) * l->dh < l->h;
+        l->apart = l->sw == 2 && l->kw == 2 && l->dw == 1 && !l->left && !l->top && 2 * l->ow <= l->w &&
+                   (l->oh - 1) * l->sh + (l->kh - 1) * l->dh < l->h &&
+                   (!back || (l->kh <= l->sh && (l->dh == 1 || l->kh == 1)));
         l->streams = !back && taps > 1 && taps <= MOST_STREAMS && l->n * l->c >= LEAST_PLANES &&
                      l->ow * itemsize <= STREAM_ROW_BYTES &&
                      (l->apart || (l->bypass && l->sw == 2 && (uintptr_t)out % FC_LINE == 0));
@@ -299,7 +300,12 @@ static void fc_col2im_pieces(const fc_lowering *l, const void *col, void *out, p
     fc_sink to = fc_sink_to((char *)out + first * l->piece * l->itemsize, (stop - first) * l->piece * l->itemsize,
                             l->sink ? scratch : NULL, l->sink);
     scratch += l->sink;
-    if (l->apart) {
+    if (l->apart && l->layout == FC_COLUMNS) {
+        if (l->itemsize == 4)
+            fc_image_of_columns_32(l, col, first, stop, &to);
+        else
+            fc_image_of_columns_64(l, col, first, stop, &to);
+    } else if (l->apart) {
         if (l->itemsize == 4)
             fc_image_of_rows_32(l, col, out, first, stop, scratch);
         else if (l->itemsize == 8)

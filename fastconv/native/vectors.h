@@ -121,6 +121,17 @@ FC_INLINE __m512i fc_four_pieces(const void *a, const void *b, const void *c, co
         }                                                                                                             \
         return;                                                                                                       \
     }
+/* The way back. */
+#define FC_WEAVE(name)                                                                                                \
+    if (pairs >= fc_lanes_##name) {                                                                                   \
+        for (; i < pairs; i += fc_lanes_##name) {                                                                     \
+            const ptrdiff_t at = i + fc_lanes_##name <= pairs ? i : pairs - fc_lanes_##name;                          \
+            const fc_vec_##name a = fc_load_##name(even + at), b = fc_load_##name(odd + at);                          \
+            fc_store_##name(to + 2 * at, fc_lows_##name(a, b));                                                       \
+            fc_store_##name(to + 2 * at + fc_lanes_##name, fc_highs_##name(a, b));                                    \
+        }                                                                                                             \
+        return;                                                                                                       \
+    }
 #if FC_VECTOR_BYTES == 64
 #define FC_TILES_F32(each) each(f32x16) each(f32x8) each(f32x4)
 #define FC_TILES_F64(each) each(f64x8) each(f64x4) each(f64x2)
