@@ -61,11 +61,13 @@ FC_INLINE void fc_inside(ptrdiff_t size, ptrdiff_t start, ptrdiff_t step, ptrdif
 /* Copy `bytes`, and more where there is room to write and something to read. */
 FC_INLINE void fc_copy(char *to, const char *from, ptrdiff_t bytes, ptrdiff_t room, ptrdiff_t there)
 {
-    if (FC_UNLIKELY(room < bytes + FC_VECTOR_BYTES || there < bytes + FC_VECTOR_BYTES)) {
+    if (FC_UNLIKELY(!bytes || room < bytes + FC_VECTOR_BYTES || there < bytes + FC_VECTOR_BYTES)) {
         memcpy(to, from, (size_t)bytes);
         return;
     }
-    for (ptrdiff_t i = 0; i < bytes; i += FC_VECTOR_BYTES)
+    fc_store_bytes(to, fc_load_bytes(from));
+    /* from then on at multiples of the size of a vector: across lines stores are slower than loads */
+    for (ptrdiff_t i = FC_VECTOR_BYTES - ((uintptr_t)to & (FC_VECTOR_BYTES - 1)); i < bytes; i += FC_VECTOR_BYTES)
         fc_store_bytes(to + i, fc_load_bytes(from + i));
 }
 
@@ -171,13 +173,13 @@ static void fc_plan_lowering(fc_lowering *l, ptrdiff_t itemsize, int back, const
             l->sink = fc_sink_bytes(fc_max((back ? l->w : l->ow) * itemsize, FC_SINK_BYTES));
         l->bytes = back ? tables : 2 * (l->kh + l->kw) * 8;
         /* windows of two columns side by side and without padding: what is split is what taps see. Other ones gain by it where
-         * the result goes past the caches, in whole lines. */
+         * the result goes past the caches. */
         l->apart = l->sw == 2 && l->kw == 2 && l->dw == 1 && !l->left && !l->top && 2 * l->ow <= l->w &&
                    (l->oh - 1) * l->sh + (l->kh - 1) * l->dh < l->h &&
                    (!back || (l->kh <= l->sh && (l->dh == 1 || l->kh == 1)));
         l->streams = !back && taps > 1 && taps <= MOST_STREAMS && l->n * l->c >= LEAST_PLANES &&
                      l->ow * itemsize <= STREAM_ROW_BYTES &&
-                     (l->apart || (l->bypass && l->sw == 2 && (uintptr_t)out % FC_LINE == 0));
+                     (l->apart || (l->bypass && l->sw == 2));
         if (l->streams) {
             l->pieces = l->n * l->c;
             l->piece = taps * places;
