@@ -142,6 +142,27 @@ def test_one_index_outside_its_plane(window, dtype, engine):
                 fastconv.max_pool2d_backward(y, wrong, x.shape)
 
 
+@pytest.mark.parametrize("dtype", FLOATS)
+@pytest.mark.parametrize("ceil_mode", [False, True])
+@pytest.mark.parametrize("window", GUESSES, ids=str)
+def test_indices_beside_their_windows(window, ceil_mode, dtype, engine):
+    """Of cells where a window at the plane's edge would have a row or column, if the image went on: they are others' there."""
+    rng = np.random.default_rng(5)
+    for height, width in ((9, 41), (10, 40), (11, 67), (12, 64), (6, 33)):
+        x = rng.permutation(2 * height * width).reshape(1, 2, height, width).astype(dtype)
+        y, indices = fastconv.max_pool2d(x, *window, ceil_mode=ceil_mode, return_indices=True)
+        dout = rng.integers(-4, 5, y.shape).astype(dtype)
+        for place in ((0, 0), (0, -1), (-1, 0), (-1, -1), (1, 0), (1, -1), (1, 9), (1, 5)):
+            right = int(indices[0, 1][place])
+            for step in (*range(-3, 4), -width - 1, -width, width, width + 1):
+                if 0 <= right + step < height * width:
+                    other = indices.copy()
+                    other[0, 1][place] = right + step
+                    np.testing.assert_array_equal(fastconv.max_pool2d_backward(dout, other, x.shape),
+                                                  reference.max_pool2d_backward(dout, other, x.shape),
+                                                  err_msg=f"{height}x{width}, {place} {step}")
+
+
 @pytest.mark.parametrize(("operation", "shape", "window"), [
     ("max", (2, 15, 463, 517), (2, 1)), ("max", (2, 15, 463, 517), (5, 1)),
     ("max", (2, 15, 925, 1033), (3, 2, 1)), ("indices", (2, 10, 461, 519), (3, 1, 1)),

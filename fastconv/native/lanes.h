@@ -352,8 +352,19 @@ FC_INLINE IVEC FC_NAME(ipick)(MASK which, IVEC yes, IVEC no)
 }
 FC_INLINE MASK FC_NAME(between)(IVEC a, IVEC b, IVEC c) { return (a <= b) & (b < c); }
 FC_INLINE MASK FC_NAME(same)(IVEC a, IVEC b) { return a == b; }
+#if defined(__AVX2__) && FC_LANES * 4 == FC_BYTES
+#if FC_BYTES == 32
+#define WORDS __m256i
+#else
+#define WORDS __m128i
+#endif
+FC_INLINE IVEC FC_NAME(lower)(IVEC a, IVEC b) { return (IVEC)FC_MIN_UINT((WORDS)a, (WORDS)b); }
+FC_INLINE IVEC FC_NAME(higher)(IVEC a, IVEC b) { return (IVEC)FC_MAX_UINT((WORDS)a, (WORDS)b); }
+#undef WORDS
+#else
 FC_INLINE IVEC FC_NAME(lower)(IVEC a, IVEC b) { return FC_NAME(ipick)((UWORDS)a < (UWORDS)b, a, b); }
 FC_INLINE IVEC FC_NAME(higher)(IVEC a, IVEC b) { return FC_NAME(ipick)((UWORDS)a < (UWORDS)b, b, a); }
+#endif
 FC_INLINE MASK FC_NAME(first)(ptrdiff_t count)
 {
     return FC_NAME(count)() < FC_NAME(iall)((FC_INT)(count < FC_LANES ? count : FC_LANES));

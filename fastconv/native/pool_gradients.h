@@ -1,18 +1,13 @@
-/* Template of the gradients of poolings; see pooling.h and each_vector.h. Only for full vectors.
+/* Template of the gradient of an average; see pooling.h and each_vector.h. Only for full vectors.
  *
- * Neither scatters where it can be helped. Average: each row of the output gradient is divided and spread along its
- * windows' columns once, and a row of the input gradient is the sum of the spread rows of the windows it is in. Maximum:
- * the indices do not say which windows they come from, but where they could come from a common one (2x2 or 3x3, stride 1 or
- * 2), each cell of the input gradient asks the few windows it would be in whether they chose it (3x3/2 here, the others in
- * pool_shifts.h). Those that did are counted; where some are missing, the windows were others, and the plane is done again by
- * scattering. Only the plane itself
- * decides that, so that the order of additions does not depend on threads. */
+ * Nothing is scattered: each row of the output gradient is divided and spread along its windows' columns once, and a row of
+ * the input gradient is the sum of the spread rows of the windows it is in. The common windows (2x2 or 3x3, stride 1 or 2) go
+ * by strips, in registers: each cell asks the few windows it is in for their shares. */
 
 #if FC_BYTES == FC_VECTOR_BYTES
 
 #define VEC FC_NAME(vec)
 #define IVEC FC_NAME(ivec)
-#define MASK FC_NAME(mask)
 #define LANES ((ptrdiff_t)FC_LANES)
 
 /* --- average ---------------------------------------------------------------------------------------------------- */
@@ -192,77 +187,7 @@ static void FC_NAME(avg_gradient)(const fc_pooling *p, const fc_spread *a, ptrdi
     }
 }
 
-/* --- maximum ---------------------------------------------------------------------------------------------------- */
-
-/* One plane, whatever its indices. */
-static void FC_NAME(scatter)(const FC_T *dout, const int64_t *indices, ptrdiff_t count, FC_T *dx, ptrdiff_t cells)
-{
-    enum { AT_ONCE = (1 << 18) / sizeof(FC_T), AHEAD = 4096 / sizeof(FC_T) };
-    ptrdiff_t zeros = 0, i = 0;
-    if (cells <= AT_ONCE) {
-        memset(dx, 0, (size_t)cells * sizeof(FC_T));
-        for (; i + 4 <= count; i += 4) { /* addresses first: they do not wait for the additions */
-            FC_T *const a = dx + indices[i], *const b = dx + indices[i + 1];
-            FC_T *const c = dx + indices[i + 2], *const d = dx + indices[i + 3];
-            *a += dout[i];
-            *b += dout[i + 1];
-            *c += dout[i + 2];
-            *d += dout[i + 3];
-        }
-        for (; i < count; i++)
-            dx[indices[i]] += dout[i];
-        return;
-    }
-    for (; i < count; i++) { /* zeros just ahead, so that they need not come back from memory */
-        const ptrdiff_t at = (ptrdiff_t)indices[i];
-        if (FC_UNLIKELY(at >= zeros)) {
-            const ptrdiff_t stop = at + AHEAD < cells ? at + AHEAD : cells;
-            memset(dx + zeros, 0, (size_t)(stop - zeros) * sizeof(FC_T));
-            zeros = stop;
-        }
-        dx[at] += dout[i];
-    }
-    memset(dx + zeros, 0, (size_t)(cells - zeros) * sizeof(FC_T));
-}
-
-/* Nothing: what a window that is none chose, and a cell that is none. No index and no cell of a row has these values. */
-#define NO_CHOICE (sizeof(FC_INT) == 4 ? (FC_INT)INT32_MIN : (FC_INT)INT64_MIN)
-#define NO_CELL (NO_CHOICE + 1)
-
-/* What LANES windows of a row chose, and their gradients. Windows from `count` on have chosen nothing, and so have those
- * whose index is none of the plane's `cells`; `readable` elements lie in the arrays from here on. */
-FC_INLINE void FC_NAME(load_chosen)(const int64_t *indices, const FC_T *dout, ptrdiff_t cells, ptrdiff_t count,
-                                    ptrdiff_t readable, IVEC *index, VEC *gradient)
-{
-    int64_t places[FC_LANES];
-    FC_T shares[FC_LANES];
-    if (FC_UNLIKELY(readable < LANES)) {
-        for (ptrdiff_t l = 0; l < LANES; l++) {
-            places[l] = l < readable ? indices[l] : 0;
-            shares[l] = l < readable ? dout[l] : 0;
-        }
-        indices = places;
-        dout = shares;
-    }
-    *gradient = FC_NAME(load)(dout);
-#if FC_LANES * 8 == FC_BYTES
-    *index = (IVEC)FC_NAME(load)((const FC_T *)indices);
-#else
-    VEC a = FC_NAME(load)((const FC_T *)indices), b = FC_NAME(load)((const FC_T *)(indices + LANES / 2));
-    FC_HOLD(a);
-    FC_HOLD(b);
-#if __BYTE_ORDER__ == __ORDER_BIG_ENDIAN__
-    const IVEC low = (IVEC)FC_NAME(odds)(a, b), high = (IVEC)FC_NAME(evens)(a, b);
-#else
-    const IVEC low = (IVEC)FC_NAME(evens)(a, b), high = (IVEC)FC_NAME(odds)(a, b);
-#endif
-    *index = low | (high != 0); /* what does not fit is negative */
-#endif
-    MASK chosen = FC_NAME(between)((IVEC){0}, *index, FC_NAME(iall)((FC_INT)cells));
-    if (count < LANES)
-        chosen &= FC_NAME(between)((IVEC){0}, FC_NAME(count)(), FC_NAME(iall)((FC_INT)count));
-    *index = FC_NAME(ipick)(chosen, *index, FC_NAME(iall)(NO_CHOICE));
-}
+/* --- average of common windows -------------------------------------------------------------------------------------- */
 
 /* The shares of LANES windows of a row of an average; windows from `count` on have none. */
 FC_INLINE VEC FC_NAME(load_shares)(const FC_T *dout, const FC_T *divisors, ptrdiff_t count, ptrdiff_t readable)
@@ -274,87 +199,52 @@ FC_INLINE VEC FC_NAME(load_shares)(const FC_T *dout, const FC_T *divisors, ptrdi
     return FC_NAME(pick)(FC_NAME(between)((IVEC){0}, FC_NAME(count)(), FC_NAME(iall)((FC_INT)count)), share, (VEC){0});
 }
 
-/* The gradients of the windows that chose `cell`, which are counted; of an average, all of them. */
-FC_INLINE VEC FC_NAME(ask)(const int what, IVEC index, VEC gradient, IVEC cell, IVEC *found)
-{
-    if (what == FC_POOL_SUM)
-        return gradient;
-    const MASK chosen = FC_NAME(same)(index, cell);
-    *found = FC_NAME(tally)(*found, chosen);
-    return FC_NAME(pick)(chosen, gradient, (VEC){0});
-}
-
 /* The next rows of windows of one plane, with what is to be found about a strip of LANES*s columns of the image. */
 typedef struct {
     const FC_T *gradient;     /* of the first of the rows, at window 0 */
-    const FC_INT *index;      /* what they chose, with windows around the rows that chose nothing */
     ptrdiff_t pitch;          /* from row to row */
     ptrdiff_t readable;       /* elements of gradient that are there (k == s) */
     ptrdiff_t y, rows, column;
     FC_T *to;                 /* the first row of cells, which may be above the image */
     ptrdiff_t room;           /* elements that may be written from there on */
     FC_T *waiting;            /* s vectors for each of k - s rows of cells that following windows are in, too */
-    FC_INT *found;
-    const char *ahead, *ahead_indices; /* what to prefetch next of gradients and indices, in the order of memory */
+    const char *ahead;        /* what to prefetch next of gradients, in the order of memory */
 } FC_NAME(asking);
 
-/* The cells of a strip ask the windows that they are in.
+/* The cells of a strip add up the shares of the windows that they are in.
  *
  * A row of windows is in `k` rows of cells. The first `s` of them are then complete, the others wait for the next row. With
  * stride 2, column 2t is cell 0 of window t and cell 2 of the one before, column 2t + 1 is cell 1; with padding, column 2t
  * is cell 1 of window t, 2t + 1 is its cell 2 and cell 0 of the one after. */
-FC_INLINE void FC_NAME(ask_strip)(const int what, const int k, const int s, const int pad, const fc_pooling *p,
-                                  FC_NAME(asking) *a)
+FC_INLINE void FC_NAME(ask_strip)(const int k, const int s, const int pad, const fc_pooling *p, FC_NAME(asking) *a)
 {
     const ptrdiff_t w = p->w, h = p->h, c = a->column, pitch = a->pitch, windows = p->ow - c / s;
     const int wide = k - s; /* windows that a column asks beside the first one */
-    const FC_INT step = (FC_INT)w;
-    const IVEC lane = FC_NAME(count)();
     const ptrdiff_t beside = c / s + (s == 1 ? pad + 1 - k : pad == 0 && k == 3 ? -1 : 0); /* the first window to ask */
     const FC_T *gradient = a->gradient + beside;
-    const FC_INT *index = a->index + beside;
-    const int32_t *divisor = what == FC_POOL_SUM ? p->divisor + a->y : NULL;
+    const int32_t *divisor = p->divisor + a->y;
     ptrdiff_t readable = a->readable - beside, r = a->y * s - pad, room = a->room - c;
     FC_T *to = a->to + c;
-    const char *ahead = a->ahead, *ahead_indices = a->ahead_indices;
-    IVEC cell[2], found[3];
+    const char *ahead = a->ahead;
     VEC sum[3][2];
 FC_UNROLL
-    for (int e = 0; e < s; e++) { /* no window may be found that chose a cell of the next row */
-        const IVEC column = lane * s + (FC_INT)(c + e);
-        cell[e] = FC_NAME(ipick)(FC_NAME(between)((IVEC){0}, column, FC_NAME(iall)(step)), column + (FC_INT)(r * w),
-                                 FC_NAME(iall)(NO_CELL));
+    for (int e = 0; e < s; e++)
 FC_UNROLL
         for (int i = 0; i < k - s; i++)
             sum[i][e] = FC_NAME(load)(a->waiting + (i * s + e) * LANES);
-    }
-FC_UNROLL
-    for (int i = 0; i < k; i++) /* a count for each row of cells, because each addition waits for the one before */
-        found[i] = FC_NAME(iload)(a->found + i * LANES);
     for (ptrdiff_t y = a->rows; y > 0; y--) {
-        IVEC chosen[3];
         VEC cells[3];
         if (p->streams) {
             __builtin_prefetch(ahead);
             ahead += FC_BYTES;
-            if (what == FC_POOL_PLACE) {
-FC_UNROLL
-                for (int i = 0; i < (FC_LANES * 8 + 63) / 64; i++)
-                    __builtin_prefetch(ahead_indices + 64 * i);
-                ahead_indices += FC_LANES * 8;
-            }
         }
         if (k > s) {
 FC_UNROLL
             for (int i = 0; i <= wide; i++) {
-                chosen[i] = what == FC_POOL_PLACE ? FC_NAME(iload)(index + i) : (IVEC){0};
                 cells[i] = FC_NAME(load)(gradient + i);
-                FC_HOLD(chosen[i]);
                 FC_HOLD(cells[i]);
             }
-            index += pitch;
         } else {
-            chosen[0] = (IVEC){0};
             cells[0] = (VEC){0};
             if (windows > 0)
                 cells[0] = FC_NAME(load_shares)(gradient, (const FC_T *)p->divisors + *divisor++ * p->divisor_step + beside,
@@ -366,12 +256,11 @@ FC_UNROLL
         for (int i = 0; i < k; i++)
 FC_UNROLL
             for (int e = 0; e < s; e++) {
-                const IVEC at = cell[e] + (FC_INT)i * step;
                 const int from = s == 2 && k == 3 && e == 1 && pad == 0, to_ = s == 2 && (e == 0) == (pad == 1) ? from : wide;
-                VEC row = FC_NAME(ask)(what, chosen[from], cells[from], at, &found[i]);
+                VEC row = cells[from];
 FC_UNROLL
                 for (int j = from + 1; j <= to_; j++)
-                    row += FC_NAME(ask)(what, chosen[j], cells[j], at, &found[i]);
+                    row += cells[j];
                 sum[i][e] = i < k - s ? sum[i][e] + row : row;
             }
 FC_UNROLL
@@ -389,79 +278,54 @@ FC_UNROLL
             room -= w;
         }
 FC_UNROLL
-        for (int e = 0; e < s; e++) {
-            cell[e] += (FC_INT)s * step;
+        for (int e = 0; e < s; e++)
 FC_UNROLL
             for (int i = 0; i < k - s; i++)
                 sum[i][e] = sum[i + s][e];
-        }
     }
-FC_UNROLL
-    for (int i = 0; i < k; i++)
-        FC_NAME(store)((FC_T *)(a->found + i * LANES), (VEC)found[i]);
 FC_UNROLL
     for (int i = 0; i < k - s; i++)
 FC_UNROLL
         for (int e = 0; e < s; e++)
             FC_NAME(store)(a->waiting + (i * s + e) * LANES, sum[i][e]);
     a->ahead = ahead;
-    a->ahead_indices = ahead_indices;
 }
 
-/* One plane, if its windows are k x k with stride s and padding `pad` above and to the left; returns whether they are.
- * `readable` elements of dout and indices are there, beginning with this plane. */
-FC_INLINE int FC_NAME(ask_plane)(const int what, const int k, const int s, const int pad, const fc_pooling *pooling,
-                                 const fc_chosen *a, const FC_T *dout, const int64_t *indices, ptrdiff_t readable,
-                                 fc_sink *out, char *scratch)
+/* One plane, whose windows are k x k with stride s and padding `pad` above and to the left. `readable` elements of dout are
+ * there, beginning with this plane. */
+FC_INLINE void FC_NAME(ask_plane)(const int k, const int s, const int pad, const fc_pooling *pooling, const fc_shared *a,
+                                  const FC_T *dout, ptrdiff_t readable, fc_sink *out, char *scratch)
 {
     enum { GUARD = 2 };
     const fc_pooling here = *pooling, *const p = &here; /* a copy that no store can change */
     const ptrdiff_t w = p->w, ow = p->ow, block = s * LANES, size = (ptrdiff_t)sizeof(FC_T);
     const ptrdiff_t strips = (w + block - 1) / block, pitch = ow + GUARD, held = (k - s) * block;
     FC_T *const gradients = (FC_T *)scratch + GUARD;
-    FC_INT *const choices = (FC_INT *)((FC_T *)scratch + a->copy) + GUARD;
-    FC_T *const waiting = (FC_T *)scratch + 2 * a->copy;
-    FC_INT found[3 * FC_LANES];
-    int64_t total = 0;
-    memset(found, 0, sizeof found);
+    FC_T *const waiting = (FC_T *)scratch + a->copy;
     if (k > s)
         memset(waiting, 0, (size_t)(strips * held * size));
     for (ptrdiff_t y = 0; y < p->oh; y += a->band) {
         const ptrdiff_t rows = p->oh - y < a->band ? p->oh - y : a->band, r = y * s - pad;
         const ptrdiff_t start = r < 0 ? 0 : r, stop = r + s * rows < p->h ? r + s * rows : p->h; /* to be completed */
         FC_NAME(asking) asking = {.gradient = dout + y * ow,
-                                  .index = choices,
                                   .pitch = ow,
                                   .readable = readable - y * ow,
                                   .y = y,
                                   .rows = rows,
                                   .to = (FC_T *)out->at - (start - r) * w,
                                   .room = (out->end - out->at) / size + (start - r) * w,
-                                  .found = found,
                                   .ahead = (const char *)(dout + (y + rows) * ow)};
-        if (what == FC_POOL_PLACE)
-            asking.ahead_indices = (const char *)(indices + (y + rows) * ow);
         if (k > s) {
             for (ptrdiff_t i = 0; i < rows; i++)
                 for (ptrdiff_t q = 0; q < ow; q += LANES) {
                     const ptrdiff_t from = (y + i) * ow + q, to = i * pitch + q;
-                    VEC cells;
-                    if (what == FC_POOL_PLACE) {
-                        IVEC chosen;
-                        FC_NAME(load_chosen)(indices + from, dout + from, p->h * w, ow - q, readable - from, &chosen,
-                                             &cells);
-                        FC_NAME(store)((FC_T *)(choices + to), (VEC)chosen);
-                    } else {
-                        cells = FC_NAME(load_shares)(
-                            dout + from, (const FC_T *)p->divisors + p->divisor[y + i] * p->divisor_step + q, ow - q,
-                            readable - from);
-                    }
-                    FC_NAME(store)(gradients + to, cells);
+                    FC_NAME(store)(gradients + to,
+                                   FC_NAME(load_shares)(
+                                       dout + from, (const FC_T *)p->divisors + p->divisor[y + i] * p->divisor_step + q,
+                                       ow - q, readable - from));
                     if (q + LANES >= ow) /* behind the row */
-                        for (int g = 0; g < GUARD; g++) {
-                            choices[i * pitch + ow + g] = NO_CHOICE;
+                        for (int g = 0; g < GUARD; g++)
                             gradients[i * pitch + ow + g] = 0;
-                        }
                 }
             asking.gradient = gradients;
             asking.pitch = pitch;
@@ -469,7 +333,7 @@ FC_INLINE int FC_NAME(ask_plane)(const int what, const int k, const int s, const
         for (ptrdiff_t i = strips; i-- > 0;) { /* from the right: stores may reach to where the next strips will write */
             asking.column = i * block;
             asking.waiting = waiting + i * held;
-            FC_NAME(ask_strip)(what, k, s, pad, p, &asking);
+            FC_NAME(ask_strip)(k, s, pad, p, &asking);
         }
         if (stop > start)
             fc_written(out, (stop - start) * w * size);
@@ -492,114 +356,42 @@ FC_INLINE int FC_NAME(ask_plane)(const int what, const int k, const int s, const
         }
         fc_written(out, w * size);
     }
-    for (int l = 0; l < k * FC_LANES; l++)
-        total += found[l];
-    return total == p->oh * ow;
 }
 
-#define ASK_PLANE(WHAT, K, S, P)                                                                                      \
-    __attribute__((noinline)) static int FC_NAME(ask_plane_##WHAT##_##K##_##S##_##P)(                                 \
-        const fc_pooling *p, const fc_chosen *a, const FC_T *dout, const int64_t *indices, ptrdiff_t readable,        \
-        fc_sink *out, char *scratch)                                                                                  \
+#define ASK_PLANE(K, S, P)                                                                                            \
+    __attribute__((noinline)) static void FC_NAME(ask_plane_##K##_##S##_##P)(                                         \
+        const fc_pooling *p, const fc_shared *a, const FC_T *dout, ptrdiff_t readable, fc_sink *out, char *scratch)   \
     {                                                                                                                 \
-        return FC_NAME(ask_plane)(FC_POOL_##WHAT, K, S, P, p, a, dout, indices, readable, out, scratch);              \
+        FC_NAME(ask_plane)(K, S, P, p, a, dout, readable, out, scratch);                                              \
     }
-ASK_PLANE(SUM, 3, 1, 1)
-ASK_PLANE(SUM, 3, 1, 0)
-ASK_PLANE(SUM, 2, 1, 0)
-ASK_PLANE(SUM, 2, 2, 0)
-ASK_PLANE(SUM, 3, 2, 1)
-ASK_PLANE(SUM, 3, 2, 0)
-ASK_PLANE(PLACE, 3, 2, 1)
-ASK_PLANE(PLACE, 3, 2, 0)
+ASK_PLANE(3, 1, 1)
+ASK_PLANE(3, 1, 0)
+ASK_PLANE(2, 1, 0)
+ASK_PLANE(2, 2, 0)
+ASK_PLANE(3, 2, 1)
+ASK_PLANE(3, 2, 0)
 
-typedef int (*FC_NAME(ask_fn))(const fc_pooling *, const fc_chosen *, const FC_T *, const int64_t *, ptrdiff_t, fc_sink *,
-                               char *);
+typedef void (*FC_NAME(ask_fn))(const fc_pooling *, const fc_shared *, const FC_T *, ptrdiff_t, fc_sink *, char *);
 
 /* In the order of fc_guesses. */
 static const FC_NAME(ask_fn) FC_NAME(ask_table)[FC_GUESSES] = {
-    FC_NAME(ask_plane_SUM_3_1_1), FC_NAME(ask_plane_SUM_3_1_0), FC_NAME(ask_plane_SUM_2_1_0),
-    FC_NAME(ask_plane_SUM_2_2_0), FC_NAME(ask_plane_SUM_3_2_1), FC_NAME(ask_plane_SUM_3_2_0),
+    FC_NAME(ask_plane_3_1_1), FC_NAME(ask_plane_3_1_0), FC_NAME(ask_plane_2_1_0),
+    FC_NAME(ask_plane_2_2_0), FC_NAME(ask_plane_3_2_1), FC_NAME(ask_plane_3_2_0),
 };
 
-/* What is around the copies of rows. */
-static void FC_NAME(clear_copies)(const fc_chosen *a, char *scratch)
-{
-    for (ptrdiff_t i = 0; i < a->copy; i++) {
-        ((FC_T *)scratch)[i] = 0;
-        ((FC_INT *)((FC_T *)scratch + a->copy))[i] = NO_CHOICE;
-    }
-}
-
-/* Planes [first, stop) of an average's gradient, whose window is the one that a->guesses has. */
-static void FC_NAME(avg_gradient_planes)(const fc_pooling *p, const fc_chosen *a, ptrdiff_t first, ptrdiff_t stop,
+/* Planes [first, stop), whose window is the one that a->window names. */
+static void FC_NAME(avg_gradient_planes)(const fc_pooling *p, const fc_shared *a, ptrdiff_t first, ptrdiff_t stop,
                                          fc_sink *out, char *scratch)
 {
-    const int guess = __builtin_ctz((unsigned)a->guesses);
     const ptrdiff_t count = p->oh * p->ow;
-    FC_NAME(clear_copies)(a, scratch);
+    for (ptrdiff_t i = 0; i < a->copy; i++) /* what is around the copies of rows */
+        ((FC_T *)scratch)[i] = 0;
     for (; first < stop; first++)
-        FC_NAME(ask_table)[guess](p, a, (const FC_T *)p->x + first * count, NULL, (p->planes - first) * count, out,
-                                     scratch);
+        FC_NAME(ask_table)[a->window](p, a, (const FC_T *)p->x + first * count, (p->planes - first) * count, out, scratch);
 }
 
-/* `planes` planes by the windows that fc_guess named; returns whether it was right. */
-static int FC_NAME(try_guess)(int guess, const fc_pooling *p, const fc_chosen *a, ptrdiff_t planes, const FC_T *dout,
-                              const int64_t *indices, ptrdiff_t readable, fc_sink *out, char *scratch)
-{
-    const int k = fc_guesses[guess].k;
-    if (fc_guesses[guess].s == 1)
-        return k == 3 ? FC_NAME(shift_planes_3)(p, a, planes, dout, indices, readable, out, scratch)
-                      : FC_NAME(shift_planes_2)(p, a, planes, dout, indices, readable, out, scratch);
-    if (k == 2)
-        return FC_NAME(pair_plane)(p, dout, indices, readable, out);
-    return (fc_guesses[guess].pad ? FC_NAME(ask_plane_PLACE_3_2_1) : FC_NAME(ask_plane_PLACE_3_2_0))(
-        p, a, dout, indices, readable, out, scratch);
-}
-
-/* Planes [first, stop). `out` is a sink for all of them, dx the result's first plane. Returns 0 where an index lies
- * outside its plane; then the planes from there on are not written. */
-static int FC_NAME(max_gradient)(const fc_pooling *p, const fc_chosen *a, const int64_t *indices, FC_T *dx,
-                                 ptrdiff_t first, ptrdiff_t stop, fc_sink *out, char *scratch, ptrdiff_t capacity)
-{
-    const ptrdiff_t cells = p->h * p->w, count = p->oh * p->ow;
-    if (a->guesses)
-        FC_NAME(clear_copies)(a, scratch);
-    char *const buffer = out->to ? out->buffer - (uintptr_t)out->buffer % FC_LINE : NULL;
-    ptrdiff_t alone = first; /* planes before this one are not tried together with others */
-    while (first < stop) {
-        const FC_T *const dout = (const FC_T *)p->x + first * count;
-        const int64_t *const chosen = indices + first * count;
-        const int guess = a->guesses ? fc_guess(a, p, chosen) : -1;
-        ptrdiff_t planes = 1;
-        if (guess >= 0) {
-            if (fc_guesses[guess].s == 1 && first >= alone)
-                planes = fc_min(a->planes, stop - first);
-            if (FC_NAME(try_guess)(guess, p, a, planes, dout, chosen, (p->planes - first) * count, out, scratch)) {
-                first += planes;
-                continue;
-            }
-            alone = first + planes;
-        }
-        fc_sink_close(out); /* what was written is written again */
-        FC_T *const plane = dx + first * cells;
-        const ptrdiff_t done = planes == 1;
-        if (done) {
-            if (!fc_all_inside(chosen, count, cells))
-                return 0;
-            FC_NAME(scatter)(dout, chosen, count, plane, cells);
-        }
-        first += done;
-        *out = fc_sink_to(plane + done * cells, (stop - first) * cells * (ptrdiff_t)sizeof(FC_T), buffer, capacity);
-    }
-    return 1;
-}
-
-#undef NO_CHOICE
-#undef NO_CELL
 #undef VEC
 #undef IVEC
-#undef MASK
 #undef LANES
 #undef ASK_PLANE
 

@@ -6,7 +6,8 @@
  * pool_strips.h   the common small windows, in registers: LANES windows side by side (a strip) walk down the rows; with
  *                 stride 2, where memory is the limit, strips of one row follow each other.
  * pool_any.h      any window, row by row through buffers in L1; and whole planes.
- * pool_gradients.h, pool_shifts.h    the gradients.
+ * pool_gradients.h    the gradient of an average.
+ * pool_chosen.h       the gradient of a maximum.
  *
  * They are templates over element type and vector size; pooling.pxi deals rows out to threads. No load or store leaves
  * the arrays: a vector may reach over a row's end into the next one (a store only where that row is still to be written
@@ -100,17 +101,27 @@ typedef struct {
     ptrdiff_t bytes;
 } fc_spread;
 
-/* The gradient of a maximum: which windows the shapes allow, and a thread's scratch. */
+/* The windows that gradients know, and from how many of a vector's lanes on it is worth while that they are of use. */
 enum { FC_GUESSES = 6, FC_NARROW = 2 };
 static const struct { signed char k, s, pad; } fc_guesses[FC_GUESSES] = {
     {3, 1, 1}, {3, 1, 0}, {2, 1, 0}, {2, 2, 0}, {3, 2, 1}, {3, 2, 0}};
+
+/* The gradient of an average of one of them: */
 typedef struct {
-    int guesses;                    /* bits, by fc_guesses */
+    int window;                     /* by fc_guesses */
     ptrdiff_t band;                 /* rows of windows at a time, */
     ptrdiff_t copy;                 /* and the elements of a copy of them */
-    ptrdiff_t chunk, planes;        /* stride 1: cells at a time, and planes together */
     ptrdiff_t cells;                /* of the result that they may complete */
-    ptrdiff_t bytes;
+    ptrdiff_t bytes;                /* of a thread's scratch */
+} fc_shared;
+
+/* The gradient of a maximum: */
+typedef struct {
+    int guesses;                    /* windows that the shapes allow: bits, by fc_guesses */
+    ptrdiff_t rows;                 /* of windows at a time; with stride 1: */
+    ptrdiff_t chunk, copy;          /* cells at a time, and the elements of a copy of their windows */
+    ptrdiff_t planes;               /* that are tried together */
+    ptrdiff_t cells, bytes;         /* as above */
 } fc_chosen;
 
 /* Are all of them in [0, size)? Two's complement: an index or what is left to the last one is negative otherwise. */
@@ -144,9 +155,9 @@ static int fc_guess(const fc_chosen *a, const fc_pooling *p, const int64_t *indi
 #include "each_vector.h"
 #define FC_TEMPLATE "pool_any.h"
 #include "each_vector.h"
-#define FC_TEMPLATE "pool_shifts.h"
-#include "each_vector.h"
 #define FC_TEMPLATE "pool_gradients.h"
+#include "each_vector.h"
+#define FC_TEMPLATE "pool_chosen.h"
 #include "each_vector.h"
 
 /* --- plans: what is done with a pooling, and the scratch that takes ----------------------------------------------- */
@@ -164,6 +175,7 @@ typedef struct {
     fc_strips strips;
     fc_any any;
     fc_spread spread;
+    fc_shared shared;
     fc_chosen chosen;
 } fc_pool_plan;
 
@@ -218,42 +230,49 @@ static int fc_could_be(ptrdiff_t in, ptrdiff_t out, int k, int s, int pad)
     return rest >= 0 && (out == rest / s + 1 || out == (rest + s - 1) / s + 1);
 }
 
-/* `window`: of an average, which is known. */
-static fc_chosen fc_plan_chosen(const fc_pooling *p, ptrdiff_t itemsize, int window)
+static fc_shared fc_plan_shared(const fc_pooling *p, ptrdiff_t itemsize, int window)
 {
-    enum { CHUNK_BYTES = 8192 };
     const ptrdiff_t lanes = FC_VECTOR_BYTES / itemsize, row = 2 * p->w * itemsize;
-    fc_chosen a = {0};
-    a.band = fc_max(2 * FC_BAND_BYTES / row, FC_BAND_ROWS);
-    a.band = a.band < p->oh ? a.band : p->oh;
+    fc_shared a = {.window = window};
+    a.band = fc_min(fc_max(2 * FC_BAND_BYTES / row, FC_BAND_ROWS), p->oh);
     a.copy = fc_round_up(a.band * (p->ow + 2) + 2, lanes) + 2 * lanes;
     a.cells = 2 * (a.band + 1) * p->w;
-    if (window >= 0) {
-        a.guesses = 1 << window;
-    } else if (p->h * p->w < (ptrdiff_t)1 << 30) {
-        for (int g = 0; g < FC_GUESSES; g++) {
-            const int k = fc_guesses[g].k, s = fc_guesses[g].s, pad = fc_guesses[g].pad;
-            if (!fc_could_be(p->h, p->oh, k, s, pad) || !fc_could_be(p->w, p->ow, k, s, pad))
-                continue;
-            if (s == 1 && p->w < k) /* two shifts would be the same */
-                continue;
-            if (s > 1 && (a.chunk || p->ow * FC_NARROW <= lanes)) /* too few lanes would be of use */
-                continue;
-            if (k > 2 - (s == 1) && FC_VECTOR_BYTES == 16) /* the more cells a window has, the more lanes it takes */
-                continue;
-            a.guesses |= 1 << g;
-            if (s == 1) {
-                a.chunk = fc_max(CHUNK_BYTES / itemsize, 8 * p->w);
-                a.planes = fc_max(a.chunk / (p->h * p->w), 1);
-                a.copy = fc_max(a.copy, a.chunk + 3 * p->w + 5 * lanes);
-                a.cells = fc_max(a.cells, a.chunk);
-            }
-        }
+    a.bytes = (a.copy + 2 * fc_round_up(p->w, 2 * lanes)) * itemsize;
+    return a;
+}
+
+static fc_chosen fc_plan_chosen(const fc_pooling *p, ptrdiff_t itemsize)
+{
+    enum { BLOCK_BYTES = 4096, CHUNK_BYTES = 8192 };
+    const ptrdiff_t lanes = FC_VECTOR_BYTES / itemsize, row = p->w * itemsize;
+    fc_chosen a = {0};
+    if (p->h * p->w >= (ptrdiff_t)1 << 30 || lanes < 4) /* of two lanes scattering makes more */
+        return a;
+    for (int g = 0; g < FC_GUESSES; g++) {
+        const int k = fc_guesses[g].k, s = fc_guesses[g].s, pad = fc_guesses[g].pad;
+        if (!fc_could_be(p->h, p->oh, k, s, pad) || !fc_could_be(p->w, p->ow, k, s, pad))
+            continue;
+        if (s == 1 && p->w < k) /* two shifts would be the same */
+            continue;
+        if (s > 1 && (a.guesses & 7 || p->ow * FC_NARROW <= lanes || p->ow < 3)) /* too few lanes would be of use */
+            continue;
+        if (k > 2 - (s == 1) && FC_VECTOR_BYTES == 16) /* the more cells a window has, the more lanes it takes */
+            continue;
+        a.guesses |= 1 << g;
     }
-    if (a.guesses)
-        a.bytes = (2 * a.copy + 2 * fc_round_up(p->w, 2 * lanes)) * itemsize;
-    else
-        a.cells = 0;
+    if (a.guesses) {
+        a.planes = fc_max(CHUNK_BYTES / (p->h * row), 1);
+        /* as many rows as go well with stores past the caches, whole planes where they are small */
+        a.rows = p->h * row <= CHUNK_BYTES ? p->oh : fc_min(fc_max(BLOCK_BYTES / (2 * row), 1), p->oh);
+        a.cells = 2 * (a.rows + 1) * p->w;
+        a.bytes = fc_round_up(p->w, 2 * lanes) * itemsize; /* a row of cells that is not complete */
+    }
+    if (a.guesses & 7) {
+        a.chunk = fc_max(CHUNK_BYTES / itemsize, 8 * p->w);
+        a.copy = a.chunk + 3 * p->w + 5 * lanes;
+        a.cells = fc_max(a.cells, a.chunk);
+        a.bytes = fc_max(a.bytes, 2 * a.copy * itemsize);
+    }
     return a;
 }
 
@@ -274,9 +293,12 @@ static fc_pool_plan fc_plan_pool(const fc_pooling *pooling, int way, ptrdiff_t i
                 if (p->kh == fc_guesses[g].k && p->kw == p->kh && p->sh == fc_guesses[g].s && p->sw == p->sh && p->dh == 1 &&
                     p->dw == 1 && p->top == fc_guesses[g].pad && p->left == p->top)
                     window = g;
-        if (way == FC_POOL_CHOSEN || window >= 0) {
-            plan.chosen = fc_plan_chosen(p, itemsize, window);
+        if (way == FC_POOL_CHOSEN) {
+            plan.chosen = fc_plan_chosen(p, itemsize);
             cells = plan.chosen.cells;
+        } else if (window >= 0) {
+            plan.shared = fc_plan_shared(p, itemsize, window);
+            cells = plan.shared.cells;
         } else {
             plan.spread = fc_plan_spread(p, itemsize);
             cells = p->w;
@@ -286,7 +308,7 @@ static fc_pool_plan fc_plan_pool(const fc_pooling *pooling, int way, ptrdiff_t i
             plan.pieces = p->planes;
             plan.piece = p->h * p->w;
         }
-        plan.bytes = plan.spread.bytes + plan.chosen.bytes;
+        plan.bytes = plan.spread.bytes + plan.shared.bytes + plan.chosen.bytes;
     } else {
         int window = -1;
         if (p->dh == 1 && p->dw == 1 && p->kh == p->kw && p->sh == p->sw && p->w < (ptrdiff_t)1 << 30)
@@ -314,8 +336,9 @@ static fc_pool_plan fc_plan_pool(const fc_pooling *pooling, int way, ptrdiff_t i
     const ptrdiff_t image = p->planes * p->h * p->w, windows_ = p->planes * p->oh * p->ow;
     plan.traffic = (image + windows_) * itemsize + (placed || way == FC_POOL_CHOSEN ? windows_ * 8 : 0);
     /* in the order of memory the hardware's own prefetching is enough out of a cache, and ours costs up to a third */
-    const int in_order = plan.way == FC_POOL_STRIPS ? plan.strips.kept || plan.strips.band == p->oh
-                                                    : plan.way == FC_POOL_SHARED && plan.chosen.band == p->oh;
+    const int in_order = plan.way == FC_POOL_STRIPS   ? plan.strips.kept || plan.strips.band == p->oh
+                         : plan.way == FC_POOL_SHARED ? plan.shared.band == p->oh
+                                                      : plan.way == FC_POOL_CHOSEN;
     p->streams = plan.traffic >= (in_order ? FC_STREAM_BYTES : FC_PREFETCH_BYTES);
     plan.bytes = fc_round_up(plan.bytes, FC_LINE);
     if (result >= FC_STREAM_BYTES)
@@ -376,9 +399,9 @@ static int fc_pool_pieces(const fc_pool_plan *plan, void *out, int64_t *indices,
             FC_WIDE_F64(avg_gradient)(&plan->p, &plan->spread, first, stop, &to, scratch);
     } else if (plan->way == FC_POOL_SHARED) {
         if (size == 4)
-            FC_WIDE_F32(avg_gradient_planes)(&plan->p, &plan->chosen, first, stop, &to, scratch);
+            FC_WIDE_F32(avg_gradient_planes)(&plan->p, &plan->shared, first, stop, &to, scratch);
         else
-            FC_WIDE_F64(avg_gradient_planes)(&plan->p, &plan->chosen, first, stop, &to, scratch);
+            FC_WIDE_F64(avg_gradient_planes)(&plan->p, &plan->shared, first, stop, &to, scratch);
     } else {
         if (size == 4)
             right = FC_WIDE_F32(max_gradient)(&plan->p, &plan->chosen, indices, out, first, stop, &to, scratch, plan->sink);

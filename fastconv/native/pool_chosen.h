@@ -1,0 +1,732 @@
+/* Template of the gradient of a maximum; see pooling.h and each_vector.h. Only for full vectors.
+ *
+ * The indices do not say which windows they come from. Where they could come from common ones (2x2 or 3x3, stride 1 or 2)
+ * nothing is scattered: each cell of the input gradient asks the few windows it would be in whether they chose it. What is
+ * compared is how far the chosen cell lies behind one of the window's own, which is one of k*k distances, the same ones for
+ * all windows. Whether each window did choose one of its cells is found out on the way; where one did not, the windows were
+ * others, and the plane is done again by scattering. Only the plane itself (small ones: a few together) decides that, so that
+ * the order of additions does not depend on threads.
+ *
+ * Rows are written from the right, so that a store may reach over the end of its row: what it spoils is written later. */
+
+#if FC_BYTES == FC_VECTOR_BYTES
+
+#define VEC FC_NAME(vec)
+#define IVEC FC_NAME(ivec)
+#define MASK FC_NAME(mask)
+#define LANES ((ptrdiff_t)FC_LANES)
+#define NARROW (FC_LANES * 8 != FC_BYTES) /* indices are longer than elements */
+#if defined(__AVX512F__)
+#define COUNTED 0
+#else
+#define COUNTED 1
+#endif
+#define FC_AHEAD 8192 /* bytes of indices to prefetch ahead, and of the gradients that go with them */
+
+/* No distance, and no cell. */
+#define NO_CHOICE (sizeof(FC_INT) == 4 ? (FC_INT)INT32_MIN : (FC_INT)INT64_MIN)
+
+/* One plane, whatever its indices. */
+static void FC_NAME(scatter)(const FC_T *dout, const int64_t *indices, ptrdiff_t count, FC_T *dx, ptrdiff_t cells)
+{
+    enum { AT_ONCE = (1 << 18) / sizeof(FC_T), AHEAD = 4096 / sizeof(FC_T) };
+    ptrdiff_t zeros = 0, i = 0;
+    if (cells <= AT_ONCE) {
+        memset(dx, 0, (size_t)cells * sizeof(FC_T));
+        for (; i + 4 <= count; i += 4) { /* addresses first: they do not wait for the additions */
+            FC_T *const a = dx + indices[i], *const b = dx + indices[i + 1];
+            FC_T *const c = dx + indices[i + 2], *const d = dx + indices[i + 3];
+            *a += dout[i];
+            *b += dout[i + 1];
+            *c += dout[i + 2];
+            *d += dout[i + 3];
+        }
+        for (; i < count; i++)
+            dx[indices[i]] += dout[i];
+        return;
+    }
+    for (; i < count; i++) { /* zeros just ahead, so that they need not come back from memory */
+        const ptrdiff_t at = (ptrdiff_t)indices[i];
+        if (FC_UNLIKELY(at >= zeros)) {
+            const ptrdiff_t stop = at + AHEAD < cells ? at + AHEAD : cells;
+            memset(dx + zeros, 0, (size_t)(stop - zeros) * sizeof(FC_T));
+            zeros = stop;
+        }
+        dx[at] += dout[i];
+    }
+    memset(dx + zeros, 0, (size_t)(cells - zeros) * sizeof(FC_T));
+}
+
+/* What is known of all windows so far. */
+typedef struct {
+    IVEC tap;   /* the largest one without signs: (i, j) as j, larger than any of the window where it is none, */
+    IVEC index; /* the largest index without signs, of windows that reach out of the plane, */
+    IVEC bits;  /* and the bits of all indices, where those are longer than elements: those beyond must be 0 */
+    IVEC found; /* instead of taps: windows that chose one of their cells, where masks are vectors and counting costs less */
+} FC_NAME(seen);
+
+static const FC_NAME(seen) FC_NAME(nothing_seen);
+
+FC_INLINE FC_NAME(seen) FC_NAME(seen_both)(FC_NAME(seen) a, FC_NAME(seen) b)
+{
+    return (FC_NAME(seen)){FC_NAME(higher)(a.tap, b.tap), FC_NAME(higher)(a.index, b.index), a.bits | b.bits,
+                           a.found + b.found};
+}
+
+/* Did all windows choose one of their k*k cells, out of a plane of `cells`? */
+static int FC_NAME(all_right)(const FC_NAME(seen) *seen, int k, ptrdiff_t cells)
+{
+#if NARROW
+    int64_t words[FC_BYTES / 8], all = 0;
+    memcpy(words, &seen->bits, sizeof words);
+    for (int i = 0; i < FC_BYTES / 8; i++)
+        all |= words[i];
+    if (all >> 32)
+        return 0;
+#endif
+    return FC_NAME(all_below)(seen->tap, k) && FC_NAME(all_below)(seen->index, (FC_INT)cells);
+}
+
+/* Were `count` windows found? */
+static int FC_NAME(all_found)(const FC_NAME(seen) *seen, ptrdiff_t count)
+{
+    FC_INT found[FC_LANES];
+    int64_t total = 0;
+    memcpy(found, &seen->found, sizeof found);
+    for (int l = 0; l < FC_LANES; l++)
+        total += found[l];
+    return total == count;
+}
+
+/* The windows are LANES ones that chose `chosen`, counted from their first cells; with `some` only those of `there` are any. */
+FC_INLINE void FC_NAME(look)(const int some, const int k, MASK there, IVEC chosen, IVEC width, FC_NAME(seen) *seen)
+{
+    const IVEC second = FC_NAME(minus)(chosen, width);
+    IVEC tap = FC_NAME(lower)(chosen, k == 3 ? FC_NAME(lower)(second, FC_NAME(minus)(second, width)) : second);
+    if (some)
+        tap = FC_NAME(ipick)(there, tap, (IVEC){0});
+    seen->tap = FC_NAME(higher)(seen->tap, tap);
+}
+
+FC_INLINE void FC_NAME(look_inside)(MASK there, IVEC index, FC_NAME(seen) *seen)
+{
+    seen->index = FC_NAME(higher)(seen->index, FC_NAME(ipick)(there, index, (IVEC){0}));
+}
+
+/* LANES indices. */
+FC_INLINE IVEC FC_NAME(load_indices)(const int64_t *from, IVEC *bits)
+{
+#if NARROW
+    IVEC a = FC_NAME(iload)((const FC_INT *)from), b = FC_NAME(iload)((const FC_INT *)(from + LANES / 2));
+    FC_HOLD(a);
+    FC_HOLD(b);
+    *bits |= a | b;
+#if __BYTE_ORDER__ == __ORDER_BIG_ENDIAN__
+    return (IVEC)FC_NAME(odds)((VEC)a, (VEC)b);
+#else
+    return (IVEC)FC_NAME(evens)((VEC)a, (VEC)b);
+#endif
+#else
+    return FC_NAME(iload)((const FC_INT *)from);
+#endif
+}
+
+/* Windows near an end of the arrays, from one that lies at the front on: `few` with zeros for those that are not there, of which
+ * `before` and `readable` are before and from there on. */
+FC_INLINE void FC_NAME(load_few)(const int64_t *indices, const FC_T *dout, ptrdiff_t before, ptrdiff_t readable,
+                                 ptrdiff_t count, int64_t *few, FC_T *few_gradients)
+{
+    for (ptrdiff_t i = 0; i < count; i++) {
+        const int there = i >= -before && i < readable;
+        few[i] = there ? indices[i] : 0;
+        few_gradients[i] = there ? dout[i] : 0;
+    }
+}
+
+/* Prefetch `count` indices and gradients, in the order of memory whatever the order in which they are needed. */
+FC_INLINE void FC_NAME(fetch)(const int count, const char **indices, const char **gradients)
+{
+FC_UNROLL
+    for (int line = 0; line < (count * 8 + 63) / 64; line++)
+        __builtin_prefetch(*indices + 64 * line);
+    __builtin_prefetch(*gradients);
+    *indices += count * 8;
+    *gradients += count * FC_BYTES / FC_LANES;
+}
+
+/* --- 2x2/2: each cell is in one window, and written once ---------------------------------------------------------- */
+
+/* LANES/2 elements, each one twice: cells of a row are as many as the windows' columns. */
+FC_INLINE VEC FC_NAME(load_twice)(const FC_T *from)
+{
+#if FC_LANES == 2
+    return (VEC){*from, *from};
+#else
+    typedef FC_T half __attribute__((vector_size(FC_BYTES / 2)));
+    typedef FC_T uhalf __attribute__((vector_size(FC_BYTES / 2), aligned(sizeof(FC_T)), may_alias));
+    const half v = *(const uhalf *)from;
+#if FC_LANES == 16
+    return __builtin_shufflevector(v, v, 0, 0, 1, 1, 2, 2, 3, 3, 4, 4, 5, 5, 6, 6, 7, 7);
+#elif FC_LANES == 8
+    return __builtin_shufflevector(v, v, 0, 0, 1, 1, 2, 2, 3, 3);
+#else
+    return __builtin_shufflevector(v, v, 0, 0, 1, 1);
+#endif
+#endif
+}
+
+FC_INLINE IVEC FC_NAME(load_indices_twice)(const int64_t *from, IVEC *bits)
+{
+#if NARROW
+    IVEC v = FC_NAME(iload)((const FC_INT *)from);
+    FC_HOLD(v);
+    *bits |= v;
+    enum { LOW = __BYTE_ORDER__ == __ORDER_BIG_ENDIAN__ };
+#if FC_LANES == 16
+    return __builtin_shufflevector(v, v, LOW, LOW, 2 + LOW, 2 + LOW, 4 + LOW, 4 + LOW, 6 + LOW, 6 + LOW, 8 + LOW, 8 + LOW,
+                                   10 + LOW, 10 + LOW, 12 + LOW, 12 + LOW, 14 + LOW, 14 + LOW);
+#elif FC_LANES == 8
+    return __builtin_shufflevector(v, v, LOW, LOW, 2 + LOW, 2 + LOW, 4 + LOW, 4 + LOW, 6 + LOW, 6 + LOW);
+#else
+    return __builtin_shufflevector(v, v, LOW, LOW, 2 + LOW, 2 + LOW);
+#endif
+#else
+    return (IVEC)FC_NAME(load_twice)((const FC_T *)from);
+#endif
+}
+
+/* LANES cells of each of two rows, from LANES/2 windows, whose first cells are `first`. What lies behind a row's windows chose no
+ * cell there. */
+FC_INLINE IVEC FC_NAME(pair_cells)(const int some, MASK there, IVEC first, IVEC width, const int64_t *indices, const FC_T *dout,
+                                   VEC *upper, VEC *lower, FC_NAME(seen) *seen)
+{
+    const IVEC index = FC_NAME(load_indices_twice)(indices, &seen->bits), chosen = FC_NAME(minus)(index, first);
+    const IVEC column = FC_NAME(count)() & 1;
+    VEC gradient = FC_NAME(load_twice)(dout);
+    FC_HOLD(gradient);
+    const MASK above = FC_NAME(same)(chosen, column), below = FC_NAME(same)(chosen, column + width);
+#if COUNTED
+    const MASK found = above | below;
+    seen->found = FC_NAME(tally)(seen->found, some ? found & there : found);
+#else
+    FC_NAME(look)(some, 2, there, chosen, width, seen);
+#endif
+    *upper = FC_NAME(pick)(above, gradient, (VEC){0});
+    *lower = FC_NAME(pick)(below, gradient, (VEC){0});
+    return index;
+}
+
+/* A row of windows that reach out of the plane, or near an end of the arrays; with or without a second row of cells. */
+__attribute__((noinline)) static FC_NAME(seen)
+    FC_NAME(pair_row_at_end)(int two, const fc_pooling *p, const int64_t *indices, const FC_T *dout, ptrdiff_t readable,
+                             ptrdiff_t cell, FC_T *to, ptrdiff_t room)
+{
+    const ptrdiff_t w = p->w, ow = p->ow;
+    const IVEC width = FC_NAME(iall)((FC_INT)w);
+    FC_NAME(seen) seen = FC_NAME(nothing_seen);
+    for (ptrdiff_t c = (w - 1) / LANES * LANES; c >= 0; c -= LANES) {
+        const MASK there = FC_NAME(first)(fc_max(fc_min(2 * ow - c, LANES), 0));
+        const IVEC first = (FC_NAME(count)() & -2) + (FC_INT)(cell + c);
+        int64_t few[FC_LANES];
+        FC_T few_gradients[FC_LANES];
+        VEC upper, lower;
+        FC_NAME(load_few)(indices + c / 2, dout + c / 2, 0, readable - c / 2, LANES, few, few_gradients);
+        FC_NAME(look_inside)(there, FC_NAME(pair_cells)(1, there, first, width, few, few_gradients, &upper, &lower, &seen),
+                             &seen);
+        FC_NAME(put)(to + c, upper, w - c, room - c);
+        if (two)
+            FC_NAME(put)(to + w + c, lower, w - c, room - w - c);
+    }
+    return seen;
+}
+
+/* `steps`: vectors of a row, 0 for any number. */
+FC_INLINE int FC_NAME(pair_rows)(const int steps, const int streams, const fc_pooling *p, const fc_chosen *a, ptrdiff_t planes,
+                                 const FC_T *dout, const int64_t *indices, ptrdiff_t readable, fc_sink *out)
+{
+    const ptrdiff_t w = p->w, h = p->h, oh = p->oh, ow = p->ow, size = (ptrdiff_t)sizeof(FC_T);
+    const ptrdiff_t last = steps ? (steps - 1) * LANES : (w - 1) / LANES * LANES; /* column of a row's last vector */
+    const MASK there = FC_NAME(first)(fc_max(fc_min(2 * ow - last, LANES), 0));
+    const IVEC width = FC_NAME(iall)((FC_INT)w);
+    FC_NAME(seen) seen = FC_NAME(nothing_seen), at_end = seen;
+    int beyond = 0; /* windows that chose a column behind the plane's last */
+    for (ptrdiff_t plane = 0; plane < planes; plane++) {
+        IVEC first = FC_NAME(count)() & -2;
+        FC_T *to = (FC_T *)out->at;
+        ptrdiff_t rest = a->rows; /* until they are handed on */
+        for (ptrdiff_t y = 0; y < oh; y++) {
+            const ptrdiff_t room = (FC_T *)out->end - to;
+            const int two = 2 * y + 1 < h;
+            if (FC_UNLIKELY(!two || readable < (last + LANES) / 2 || room < w + last + LANES)) {
+                at_end = FC_NAME(seen_both)(
+                    at_end, FC_NAME(pair_row_at_end)(two, p, indices, dout, readable, 2 * y * w, to, room));
+            } else {
+                const char *next = (const char *)indices + FC_AHEAD, *next_gradients = (const char *)dout + FC_AHEAD * size / 8;
+                VEC upper, lower;
+                FC_NAME(pair_cells)(1, there, first + (FC_INT)last, width, indices + last / 2, dout + last / 2, &upper, &lower,
+                                    &seen);
+                FC_NAME(store)(to + last, upper);
+                FC_NAME(store)(to + w + last, lower);
+                if (streams)
+                    FC_NAME(fetch)(FC_LANES / 2, &next, &next_gradients);
+                for (ptrdiff_t c = last - LANES; c >= 0; c -= LANES) {
+                    FC_NAME(pair_cells)(0, there, first + (FC_INT)c, width, indices + c / 2, dout + c / 2, &upper, &lower,
+                                        &seen);
+                    FC_NAME(store)(to + c, upper);
+                    FC_NAME(store)(to + w + c, lower);
+                    if (streams)
+                        FC_NAME(fetch)(FC_LANES / 2, &next, &next_gradients);
+                }
+            }
+            if (FC_UNLIKELY(w & 1 && 2 * ow > w))
+                beyond |= (indices[ow - 1] + 1) % w == 1;
+            first += (FC_INT)(2 * w);
+            to += w + two * w;
+            indices += ow;
+            dout += ow;
+            readable -= ow;
+            if (--rest == 0 || y + 1 == oh) {
+                fc_written(out, (char *)to - out->at);
+                to = (FC_T *)out->at;
+                rest = a->rows;
+            }
+        }
+        for (ptrdiff_t r = 2 * oh; r < h; r++) {
+            FC_ELEMENT(fill)((FC_T *)out->at, 0, w);
+            fc_written(out, w * size);
+        }
+    }
+    const FC_NAME(seen) all = FC_NAME(seen_both)(seen, at_end); /* its address is taken: `seen` stays in registers */
+    return !beyond && FC_NAME(all_right)(&all, 2, h * w) && (!COUNTED || FC_NAME(all_found)(&all, planes * oh * ow));
+}
+
+static int FC_NAME(pair_planes)(const fc_pooling *p, const fc_chosen *a, ptrdiff_t planes, const FC_T *dout,
+                                const int64_t *indices, ptrdiff_t readable, fc_sink *out, char *scratch)
+{
+    if (p->streams)
+        return FC_NAME(pair_rows)(0, 1, p, a, planes, dout, indices, readable, out);
+    if (p->w <= LANES)
+        return FC_NAME(pair_rows)(1, 0, p, a, planes, dout, indices, readable, out);
+    if (p->w <= 2 * LANES)
+        return FC_NAME(pair_rows)(2, 0, p, a, planes, dout, indices, readable, out);
+    return FC_NAME(pair_rows)(0, 0, p, a, planes, dout, indices, readable, out);
+}
+
+/* --- 3x3/2: a column is in one window or in two ------------------------------------------------------------------- */
+
+/* Three rows of cells from a row of windows, whose first cells are `first`: the first row completes what is `waiting` and goes,
+ * with the second one, to `cells`; the third waits. Of two columns one (`single`) is in no other window, and one (`twin`) in that
+ * before or behind, too. What lies beside a row's windows chose no cell there. With `some` only the windows `there` are any. */
+FC_INLINE IVEC FC_NAME(three_rows)(const int some, const int pad, MASK there, const IVEC *tap, IVEC first, IVEC width,
+                                   const int64_t *indices, const FC_T *dout, FC_T *waiting, VEC *cells, FC_NAME(seen) *seen)
+{
+    const int side = pad ? 1 : -1, mine = pad ? 2 : 0, theirs = pad ? 0 : 2;
+    IVEC bits = {0};
+    const IVEC index = FC_NAME(load_indices)(indices, &seen->bits);
+    IVEC chosen = FC_NAME(minus)(index, first);
+    IVEC beside = FC_NAME(minus)(FC_NAME(load_indices)(indices + side, &bits), first + (FC_INT)(2 * side));
+    VEC gradient = FC_NAME(load)(dout), beside_gradient = FC_NAME(load)(dout + side);
+    VEC all[3][2]; /* single, twin */
+    FC_HOLD(chosen);
+    FC_HOLD(beside);
+    FC_HOLD(gradient);
+    FC_HOLD(beside_gradient);
+    FC_NAME(look)(some, 3, there, chosen, width, seen);
+FC_UNROLL
+    for (int i = 0; i < 3; i++) {
+        const MASK single = FC_NAME(same)(chosen, tap[3 * i + 1]), twin = FC_NAME(same)(chosen, tap[3 * i + mine]);
+        if (i == 0) {
+            all[i][0] = FC_NAME(add_where)(single, FC_NAME(load)(waiting), gradient);
+            all[i][1] = FC_NAME(add_where)(twin, FC_NAME(load)(waiting + LANES), gradient);
+        } else {
+            all[i][0] = FC_NAME(pick)(single, gradient, (VEC){0});
+            all[i][1] = FC_NAME(pick)(twin, gradient, (VEC){0});
+        }
+        all[i][1] = FC_NAME(add_where)(FC_NAME(same)(beside, tap[3 * i + theirs]), all[i][1], beside_gradient);
+    }
+FC_UNROLL
+    for (int i = 0; i < 2; i++) {
+        cells[2 * i] = FC_NAME(lows)(all[i][!pad], all[i][pad]);
+        cells[2 * i + 1] = FC_NAME(highs)(all[i][!pad], all[i][pad]);
+    }
+    FC_NAME(store)(waiting, all[2][0]);
+    FC_NAME(store)(waiting + LANES, all[2][1]);
+    return index;
+}
+
+/* Row y of the windows, where some of their rows of cells are outside of the plane, or near an end of the arrays. `before` and
+ * `readable` elements lie before and behind the row's beginning; `to` is for the first row of cells, even if it is outside. */
+__attribute__((noinline)) static FC_NAME(seen)
+    FC_NAME(three_row_at_end)(const int pad, const fc_pooling *p, ptrdiff_t y, const int64_t *indices, const FC_T *dout,
+                              ptrdiff_t before, ptrdiff_t readable, FC_T *to, ptrdiff_t room, FC_T *waiting)
+{
+    const ptrdiff_t w = p->w, r = 2 * y - pad;
+    const IVEC width = FC_NAME(iall)((FC_INT)w);
+    FC_NAME(seen) seen = FC_NAME(nothing_seen);
+    IVEC tap[9];
+    for (int i = 0; i < 9; i++)
+        tap[i] = FC_NAME(iall)((FC_INT)(i / 3 * w + i % 3));
+    for (ptrdiff_t q = (w - 1) / 2 / LANES * LANES; q >= 0; q -= LANES) {
+        const MASK there = FC_NAME(first)(fc_max(fc_min(p->ow - q, LANES), 0));
+        const IVEC first = FC_NAME(count)() * 2 + (FC_INT)(r * w + 2 * q - pad);
+        const int64_t *from = indices + q;
+        const FC_T *from_dout = dout + q;
+        int64_t few[FC_LANES + 2];
+        FC_T few_gradients[FC_LANES + 2];
+        VEC cells[4];
+        if (before + q < 1 || readable - q <= LANES) {
+            FC_NAME(load_few)(from - 1, from_dout - 1, before + q - 1, readable - q + 1, LANES + 2, few, few_gradients);
+            from = few + 1;
+            from_dout = few_gradients + 1;
+        }
+        FC_NAME(look_inside)(there, pad ? FC_NAME(three_rows)(1, 1, there, tap, first, width, from, from_dout, waiting + 2 * q,
+                                                              cells, &seen)
+                                        : FC_NAME(three_rows)(1, 0, there, tap, first, width, from, from_dout, waiting + 2 * q,
+                                                              cells, &seen),
+                             &seen);
+        for (int i = 0; i < 2; i++)
+            if ((size_t)(r + i) < (size_t)p->h)
+                for (int j = 0; j < 2; j++) {
+                    const ptrdiff_t c = 2 * q + j * LANES;
+                    FC_NAME(put)(to + i * w + c, cells[2 * i + j], w - c, room - i * w - c);
+                }
+    }
+    return seen;
+}
+
+/* Is what the window that begins with cell `first` chose none of its columns from `from` up to `to`, the ones in the plane? */
+FC_INLINE int FC_NAME(misplaced)(int64_t index, ptrdiff_t first, ptrdiff_t w, ptrdiff_t from, ptrdiff_t to, ptrdiff_t cells)
+{
+    int right = 0;
+    for (ptrdiff_t j = from; j < to; j++) {
+        const int64_t chosen = (int64_t)((uint64_t)index - (uint64_t)(first + j));
+        right |= (chosen == 0) | (chosen == w) | (chosen == 2 * w);
+    }
+    return !right | ((uint64_t)index >= (uint64_t)cells);
+}
+
+FC_INLINE int FC_NAME(three_planes)(const int pad, const int streams, const fc_pooling *pooling, const fc_chosen *a,
+                                    ptrdiff_t planes, const FC_T *dout, const int64_t *indices, ptrdiff_t readable,
+                                    fc_sink *out, char *scratch)
+{
+    const fc_pooling here = *pooling, *const p = &here; /* a copy that no store can change */
+    const ptrdiff_t w = p->w, h = p->h, oh = p->oh, ow = p->ow, size = (ptrdiff_t)sizeof(FC_T);
+    const ptrdiff_t last = (w - 1) / 2 / LANES * LANES; /* the first window of a row's last vector */
+    const ptrdiff_t columns = w - (2 * (ow - 1) - pad); /* of a row's last window that are there */
+    const MASK there = FC_NAME(first)(fc_max(fc_min(ow - last, LANES), 0));
+    const IVEC width = FC_NAME(iall)((FC_INT)w);
+    FC_T *const waiting = (FC_T *)scratch;
+    FC_NAME(seen) seen = FC_NAME(nothing_seen), at_end = seen;
+    ptrdiff_t before = dout - (const FC_T *)p->x;
+    int beyond = 0; /* windows that chose a column outside of the plane */
+    IVEC tap[9];
+FC_UNROLL
+    for (int i = 0; i < 9; i++)
+        tap[i] = FC_NAME(iall)((FC_INT)(i / 3 * w + i % 3));
+    for (ptrdiff_t plane = 0; plane < planes; plane++) {
+        ptrdiff_t cell = -pad * (w + 1); /* of a row's first window */
+        FC_T *to = (FC_T *)out->at - pad * w;
+        ptrdiff_t rest = a->rows; /* until they are handed on */
+        memset(waiting, 0, (size_t)(2 * (last + LANES) * size));
+        for (ptrdiff_t y = 0, r = -pad; y < oh; y++, r += 2) {
+            const ptrdiff_t room = (FC_T *)out->end - to;
+            if (FC_UNLIKELY(r < 0 || r + 3 > h || before < 1 || readable <= last + LANES || room < w + 2 * (last + LANES))) {
+                at_end = FC_NAME(seen_both)(at_end, FC_NAME(three_row_at_end)(pad, p, y, indices, dout, before, readable, to,
+                                                                              room, waiting));
+            } else {
+                const char *next = (const char *)indices + FC_AHEAD, *next_gradients = (const char *)dout + FC_AHEAD * size / 8;
+                IVEC first = FC_NAME(count)() * 2 + (FC_INT)(cell + 2 * last);
+                for (ptrdiff_t q = last; q >= 0; q -= LANES, first -= (FC_INT)(2 * LANES)) {
+                    VEC cells[4];
+                    if (q == last)
+                        FC_NAME(three_rows)(1, pad, there, tap, first, width, indices + q, dout + q, waiting + 2 * q, cells,
+                                            &seen);
+                    else
+                        FC_NAME(three_rows)(0, pad, there, tap, first, width, indices + q, dout + q, waiting + 2 * q, cells,
+                                            &seen);
+                    FC_NAME(store)(to + 2 * q, cells[0]);
+                    FC_NAME(store)(to + 2 * q + LANES, cells[1]);
+                    FC_NAME(store)(to + w + 2 * q, cells[2]);
+                    FC_NAME(store)(to + w + 2 * q + LANES, cells[3]);
+                    if (streams)
+                        FC_NAME(fetch)(FC_LANES, &next, &next_gradients);
+                }
+            }
+            if (pad)
+                beyond |= FC_NAME(misplaced)(indices[0], cell, w, 1, 3, h * w);
+            if (columns < 3) /* it may lie behind the last vector */
+                beyond |= FC_NAME(misplaced)(indices[ow - 1], cell + 2 * (ow - 1), w, 0, columns, h * w);
+            cell += 2 * w;
+            to += 2 * w;
+            indices += ow;
+            dout += ow;
+            before += ow;
+            readable -= ow;
+            if (--rest == 0 || y + 1 == oh) {
+                FC_T *const stop = to - fc_max(r + 2 - h, 0) * w;
+                fc_written(out, (char *)stop - out->at);
+                to = (FC_T *)out->at + (to - stop);
+                rest = a->rows;
+            }
+        }
+        for (ptrdiff_t r = 2 * oh - pad, low = r; r < h; r++) { /* below the last windows' second rows */
+            const ptrdiff_t room = (out->end - out->at) / size;
+            for (ptrdiff_t q = last; q >= 0; q -= LANES) {
+                VEC single = {0}, twin = {0};
+                if (r == low) {
+                    single = FC_NAME(load)(waiting + 2 * q);
+                    twin = FC_NAME(load)(waiting + 2 * q + LANES);
+                }
+                const VEC even = pad ? single : twin, odd = pad ? twin : single;
+                FC_T *const cells = (FC_T *)out->at + 2 * q;
+                FC_NAME(put)(cells, FC_NAME(lows)(even, odd), w - 2 * q, room - 2 * q);
+                FC_NAME(put)(cells + LANES, FC_NAME(highs)(even, odd), w - 2 * q - LANES, room - 2 * q - LANES);
+            }
+            fc_written(out, w * size);
+        }
+    }
+    const FC_NAME(seen) all = FC_NAME(seen_both)(seen, at_end); /* its address is taken: `seen` stays in registers */
+    return !beyond && FC_NAME(all_right)(&all, 3, h * w);
+}
+
+#define THREE_PLANES(PAD)                                                                                             \
+    __attribute__((noinline)) static int FC_NAME(three_planes_##PAD)(                                                 \
+        const fc_pooling *p, const fc_chosen *a, ptrdiff_t planes, const FC_T *dout, const int64_t *indices,          \
+        ptrdiff_t readable, fc_sink *out, char *scratch)                                                              \
+    {                                                                                                                 \
+        return p->streams ? FC_NAME(three_planes)(PAD, 1, p, a, planes, dout, indices, readable, out, scratch)        \
+                          : FC_NAME(three_planes)(PAD, 0, p, a, planes, dout, indices, readable, out, scratch);       \
+    }
+THREE_PLANES(0)
+THREE_PLANES(1)
+
+/* --- stride 1: each window has a cell of its own, its centre (3x3) or its first one (2x2) -------------------------- */
+
+/* What a window chose is then one of k*k shifts from there, and cells and windows are two flat arrays of which one is the other
+ * one shifted, whatever the width: vectors run on across the ends of rows and planes. An index that is another cell of the plane
+ * but one of the shifts, too, does no harm: its gradient goes where it says. */
+
+/* The shifts that `count` windows chose, whose own cells begin with cell `own` of a plane of width w, and their gradients.
+ * `readable` elements are there. Up to LANES - 1 elements more are written. */
+FC_INLINE void FC_NAME(lay_out_shifts)(const int k, ptrdiff_t w, const int64_t *indices, const FC_T *dout, ptrdiff_t own,
+                                       ptrdiff_t count, ptrdiff_t readable, FC_INT *shifts, FC_T *gradients,
+                                       FC_NAME(seen) *seen)
+{
+    const IVEC back = FC_NAME(iall)((FC_INT)(k == 3 ? w + 1 : 0));
+    const IVEC width = FC_NAME(iall)((FC_INT)w);
+    IVEC from = FC_NAME(count)() + (FC_INT)own;
+    FC_NAME(seen) here = *seen;
+    for (ptrdiff_t i = 0; i < count; i += LANES, from += (FC_INT)LANES) {
+        IVEC index;
+        VEC gradient;
+        if (FC_LIKELY(readable - i >= LANES)) {
+            index = FC_NAME(load_indices)(indices + i, &here.bits);
+            gradient = FC_NAME(load)(dout + i);
+        } else {
+            int64_t few[FC_LANES] = {0};
+            memcpy(few, indices + i, (size_t)(count - i) * 8);
+            index = FC_NAME(load_indices)(few, &here.bits);
+            gradient = FC_NAME(load_part)(dout + i, count - i);
+        }
+        const IVEC shift = FC_NAME(minus)(index, from);
+        FC_NAME(store)((FC_T *)(shifts + i), (VEC)shift);
+        FC_NAME(store)(gradients + i, gradient);
+        if (FC_LIKELY(count - i >= LANES)) {
+            FC_NAME(look)(0, k, FC_NAME(first)(LANES), FC_NAME(plus)(shift, back), width, &here);
+            here.index = FC_NAME(higher)(here.index, index);
+        } else { /* those behind are none */
+            const MASK there = FC_NAME(first)(count - i);
+            FC_NAME(look)(1, k, there, FC_NAME(plus)(shift, back), width, &here);
+            FC_NAME(look_inside)(there, index, &here);
+        }
+    }
+    *seen = here;
+}
+
+/* sum[j]: of the windows whose own cells are `j` columns before (k == 3: j - 1) those of LANES cells, in any of k rows. */
+FC_INLINE void FC_NAME(sum_shifts)(const int k, const IVEC *shift, const FC_INT *shifts, const FC_T *gradients, ptrdiff_t w,
+                                   VEC *sum)
+{
+FC_UNROLL
+    for (int i = 0; i < k; i++) {
+        const ptrdiff_t from = (k / 3 - i) * w;
+        IVEC chosen = FC_NAME(iload)(shifts + from);
+        VEC gradient = FC_NAME(load)(gradients + from);
+        FC_HOLD(chosen);
+        FC_HOLD(gradient);
+FC_UNROLL
+        for (int j = 0; j < k; j++) {
+            const MASK which = FC_NAME(same)(chosen, shift[k * i + j]);
+            sum[j] = i ? FC_NAME(add_where)(which, sum[j], gradient) : FC_NAME(pick)(which, gradient, (VEC){0});
+        }
+    }
+}
+
+/* `planes` planes, if all their windows are k x k with stride 1; returns whether they are. `readable` elements of dout and
+ * indices are there. */
+FC_INLINE int FC_NAME(shift_planes)(const int k, const fc_pooling *p, const fc_chosen *a, ptrdiff_t planes, const FC_T *dout,
+                                    const int64_t *indices, ptrdiff_t readable, fc_sink *out, char *scratch)
+{
+    const ptrdiff_t w = p->w, cells = p->h * w, all = planes * cells, size = (ptrdiff_t)sizeof(FC_T);
+    const ptrdiff_t reach = w + LANES, until = w + 2 * LANES; /* what is looked at before and behind the cells of a sum */
+    const ptrdiff_t before = k == 3 && p->ow < w; /* rows and columns of cells before the first that is a window's own */
+    FC_T *const gradients = (FC_T *)scratch + reach;
+    FC_INT *const shifts = (FC_INT *)((FC_T *)scratch + a->copy) + reach;
+    IVEC shift[9];
+FC_UNROLL
+    for (int i = 0; i < k * k; i++)
+        shift[i] = FC_NAME(iall)((FC_INT)((i / k - k / 3) * w + i % k - k / 3));
+    for (ptrdiff_t i = -reach; i < 0; i++)
+        shifts[i] = NO_CHOICE;
+    FC_NAME(seen) seen = FC_NAME(nothing_seen);
+    ptrdiff_t laid = 0, plane = 0, row = 0; /* laid: cells so far */
+    for (ptrdiff_t start = 0; start < all; start += a->chunk) {
+        const ptrdiff_t stop = start + a->chunk < all ? start + a->chunk : all;
+        if (start) {
+            memmove(shifts - reach, shifts - reach + a->chunk, (size_t)((laid - start + reach) * size));
+            memmove(gradients - reach, gradients - reach + a->chunk, (size_t)((laid - start + reach) * size));
+        }
+        while (laid < stop + until && plane < planes) {
+            FC_INT *const to = shifts + laid - start;
+            FC_T *const to_gradients = gradients + laid - start;
+            if (p->ow == w) { /* as many rows as are needed */
+                ptrdiff_t rows = (stop + until - laid + w - 1) / w;
+                rows = rows < p->h - row ? rows : p->h - row;
+                const ptrdiff_t done = (plane * p->h + row) * w;
+                FC_NAME(lay_out_shifts)(k, w, indices + done, dout + done, row * w, rows * w, readable - done, to,
+                                        to_gradients, &seen);
+                row += rows;
+                laid += rows * w;
+            } else {
+                const ptrdiff_t y = row - before, done = (plane * p->oh + y) * p->ow;
+                ptrdiff_t count = 0;
+                for (ptrdiff_t q = 0; q < before; q++)
+                    to[q] = NO_CHOICE;
+                if (y >= 0 && y < p->oh) {
+                    count = p->ow;
+                    FC_NAME(lay_out_shifts)(k, w, indices + done, dout + done, row * w + before, count, readable - done,
+                                            to + before, to_gradients + before, &seen);
+                }
+                for (ptrdiff_t q = before + count; q < w; q++)
+                    to[q] = NO_CHOICE;
+                row++;
+                laid += w;
+            }
+            if (row == p->h) {
+                row = 0;
+                plane++;
+            }
+        }
+        if (!FC_NAME(all_right)(&seen, k, cells))
+            return 0;
+        if (laid < stop + until) /* behind the last plane */
+            for (ptrdiff_t i = laid; i < stop + until; i++)
+                shifts[i - start] = NO_CHOICE;
+        const ptrdiff_t looked = plane * p->oh * p->ow + fc_max(fc_min(row - before, p->oh), 0) * p->ow;
+        const char *next = (const char *)(indices + looked), *next_gradients = (const char *)(dout + looked);
+        FC_T *const to = (FC_T *)out->at;
+        const ptrdiff_t room = (out->end - out->at) / size, count = stop - start;
+        VEC left[3], here[3], right[3];
+        FC_NAME(sum_shifts)(k, shift, shifts - LANES, gradients - LANES, w, left);
+        if (k == 3)
+            FC_NAME(sum_shifts)(k, shift, shifts, gradients, w, here);
+        for (ptrdiff_t c = 0; c < count; c += LANES) {
+            VEC sum;
+            if (k == 3) {
+                FC_NAME(sum_shifts)(k, shift, shifts + c + LANES, gradients + c + LANES, w, right);
+                sum = FC_NAME(next)(here[0], right[0]) + here[1] + FC_NAME(last)(left[2], here[2]);
+                left[2] = here[2];
+FC_UNROLL
+                for (int j = 0; j < 3; j++)
+                    here[j] = right[j];
+            } else {
+                FC_NAME(sum_shifts)(k, shift, shifts + c, gradients + c, w, here);
+                sum = here[0] + FC_NAME(last)(left[1], here[1]);
+                left[1] = here[1];
+            }
+            FC_NAME(put)(to + c, sum, count - c, room - c);
+            if (p->streams) { /* what is laid out next, and not while it is: sums leave memory idle */
+FC_UNROLL
+                for (int line = 0; line < (FC_LANES * 8 + 63) / 64; line++)
+                    __builtin_prefetch(next + 64 * line, 0, 2);
+                __builtin_prefetch(next_gradients, 0, 2);
+                next += FC_LANES * 8;
+                next_gradients += FC_BYTES;
+            }
+        }
+        fc_written(out, count * size);
+    }
+    return 1;
+}
+
+#define SHIFT_PLANES(K)                                                                                               \
+    __attribute__((noinline)) static int FC_NAME(shift_planes_##K)(                                                   \
+        const fc_pooling *p, const fc_chosen *a, ptrdiff_t planes, const FC_T *dout, const int64_t *indices,          \
+        ptrdiff_t readable, fc_sink *out, char *scratch)                                                              \
+    {                                                                                                                 \
+        return FC_NAME(shift_planes)(K, p, a, planes, dout, indices, readable, out, scratch);                         \
+    }
+SHIFT_PLANES(3)
+SHIFT_PLANES(2)
+
+/* --- all ---------------------------------------------------------------------------------------------------------- */
+
+/* `planes` planes by the windows that fc_guess named; returns whether it was right. */
+static int FC_NAME(try_guess)(int guess, const fc_pooling *p, const fc_chosen *a, ptrdiff_t planes, const FC_T *dout,
+                              const int64_t *indices, ptrdiff_t readable, fc_sink *out, char *scratch)
+{
+    const int k = fc_guesses[guess].k, pad = fc_guesses[guess].pad;
+    return (fc_guesses[guess].s == 1 ? (k == 3 ? FC_NAME(shift_planes_3) : FC_NAME(shift_planes_2))
+            : k == 2                 ? FC_NAME(pair_planes)
+            : pad                    ? FC_NAME(three_planes_1)
+                                     : FC_NAME(three_planes_0))(p, a, planes, dout, indices, readable, out, scratch);
+}
+
+/* Planes [first, stop). `out` is a sink for all of them, dx the result's first plane. Returns 0 where an index lies
+ * outside its plane; then the planes from there on are not written. */
+static int FC_NAME(max_gradient)(const fc_pooling *p, const fc_chosen *a, const int64_t *indices, FC_T *dx,
+                                 ptrdiff_t first, ptrdiff_t stop, fc_sink *out, char *scratch, ptrdiff_t capacity)
+{
+    const ptrdiff_t cells = p->h * p->w, count = p->oh * p->ow;
+    char *const buffer = out->to ? out->buffer - (uintptr_t)out->buffer % FC_LINE : NULL;
+    ptrdiff_t alone = first; /* planes before this one are not tried together with others */
+    while (first < stop) {
+        const FC_T *const dout = (const FC_T *)p->x + first * count;
+        const int64_t *const chosen = indices + first * count;
+        const int guess = a->guesses ? fc_guess(a, p, chosen) : -1;
+        ptrdiff_t planes = 1;
+        if (guess >= 0) {
+            if (first >= alone)
+                planes = fc_min(a->planes, stop - first);
+            if (FC_NAME(try_guess)(guess, p, a, planes, dout, chosen, (p->planes - first) * count, out, scratch)) {
+                first += planes;
+                continue;
+            }
+            alone = first + planes;
+        }
+        fc_sink_close(out); /* what was written is written again */
+        FC_T *const plane = dx + first * cells;
+        const ptrdiff_t done = planes == 1;
+        if (done) {
+            if (!fc_all_inside(chosen, count, cells))
+                return 0;
+            FC_NAME(scatter)(dout, chosen, count, plane, cells);
+        }
+        first += done;
+        *out = fc_sink_to(plane + done * cells, (stop - first) * cells * (ptrdiff_t)sizeof(FC_T), buffer, capacity);
+    }
+    return 1;
+}
+
+#undef SHIFT_PLANES
+#undef THREE_PLANES
+#undef NO_CHOICE
+#undef FC_AHEAD
+#undef COUNTED
+#undef NARROW
+#undef VEC
+#undef IVEC
+#undef MASK
+#undef LANES
+
+#endif
