@@ -147,12 +147,25 @@ def backward_weight(case: Case, algorithm: str) -> None:
     """Large x; what is not its tail is zeros, which add nothing. Windows lie side by side, so that each cell is seen once."""
     x = case.image(1)
     shape = (2, 1, 3, 3)
+    if algorithm == "winograd":
+        return backward_weight_of_every_window(case, x, shape)
     dout = np.ones(fastconv.plan_conv2d(x.shape, shape, stride=3).output_shape, case.dtype)
     got = fastconv.conv2d_backward_weight(dout, x, shape, stride=3, algorithm=algorithm)
     first = x.shape[2] - case.count if case.planes else 0  # row of x that the tail begins with
     seen = case.tail(x)[:, :, :dout.shape[2] * 3 - first, :dout.shape[3] * 3]
     want = [[seen[:, :, (i - first) % 3::3, j::3].sum(dtype=np.float64) for j in range(3)] for i in range(3)]
     compare(got, np.broadcast_to(want, shape))
+
+
+def backward_weight_of_every_window(case: Case, x: Array, shape: tuple[int, int, int, int]) -> None:
+    """The same with stride 1: each tap sees all of x but two rows and columns."""
+    dout = case.large.array((*x.shape[:1], shape[0], x.shape[2] - 2, x.shape[3] - 2), case.dtype)
+    end = tail(dout, case.count - 2 if case.planes else case.count, case.axis)
+    end[...] = 1  # what comes before meets zeros of x alone, or nothing of the tail
+    got = fastconv.conv2d_backward_weight(dout, x, shape, algorithm="winograd")
+    seen = case.tail(x)
+    want = fastconv.reference.conv2d_backward_weight(np.ascontiguousarray(end), np.ascontiguousarray(seen), shape)
+    np.testing.assert_allclose(got, want, rtol=0, atol=1e-5 * np.sqrt(end.size / shape[0]) * 9)
 
 
 def im2col(case: Case, _: str) -> None:

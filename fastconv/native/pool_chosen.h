@@ -7,7 +7,8 @@
  * others, and the plane is done again by scattering. Only the plane itself (small ones: a few together) decides that, so that
  * the order of additions does not depend on threads.
  *
- * Rows are written from the right, so that a store may reach over the end of its row: what it spoils is written later. */
+ * With stride 2 rows are written from the right, so that a store may reach over the end of its row: what it spoils is written
+ * later. */
 
 #if FC_BYTES == FC_VECTOR_BYTES
 
@@ -29,8 +30,16 @@
 /* One plane, whatever its indices. */
 static void FC_NAME(scatter)(const FC_T *dout, const int64_t *indices, ptrdiff_t count, FC_T *dx, ptrdiff_t cells)
 {
-    enum { AT_ONCE = (1 << 18) / sizeof(FC_T), AHEAD = 4096 / sizeof(FC_T) };
+    enum { AT_ONCE = (1 << 18) / sizeof(FC_T), AHEAD = 4096 / sizeof(FC_T), FEW = 256 };
     ptrdiff_t zeros = 0, i = 0;
+    if (cells <= FEW && count > 2 * FEW) { /* no pooling's indices, but a cell may be the sum of thousands */
+        double sum[FEW] = {0};
+        for (; i < count; i++)
+            sum[indices[i]] += (double)dout[i];
+        for (i = 0; i < cells; i++)
+            dx[i] = (FC_T)sum[i];
+        return;
+    }
     if (cells <= AT_ONCE) {
         memset(dx, 0, (size_t)cells * sizeof(FC_T));
         for (; i + 4 <= count; i += 4) { /* addresses first: they do not wait for the additions */
@@ -131,8 +140,8 @@ FC_INLINE IVEC FC_NAME(load_indices)(const int64_t *from, IVEC *bits)
 #endif
 }
 
-/* Windows near an end of the arrays, from one that lies at the front on: `few` with zeros for those that are not there, of which
- * `before` and `readable` are before and from there on. */
+/* `count` windows near an end of the arrays, which have `before` elements before the first one and `readable` from there on:
+ * zeros stand for those that are not there. */
 FC_INLINE void FC_NAME(load_few)(const int64_t *indices, const FC_T *dout, ptrdiff_t before, ptrdiff_t readable,
                                  ptrdiff_t count, int64_t *few, FC_T *few_gradients)
 {
@@ -195,8 +204,8 @@ FC_INLINE IVEC FC_NAME(load_indices_twice)(const int64_t *from, IVEC *bits)
 #endif
 }
 
-/* LANES cells of each of two rows, from LANES/2 windows, whose first cells are `first`. What lies behind a row's windows chose no
- * cell there. */
+/* LANES cells of each of two rows, from LANES/2 windows, whose first cells are `first`. What lies behind a row's windows chose
+ * no cell there. */
 FC_INLINE IVEC FC_NAME(pair_cells)(const int some, MASK there, IVEC first, IVEC width, const int64_t *indices, const FC_T *dout,
                                    VEC *upper, VEC *lower, FC_NAME(seen) *seen)
 {
@@ -315,8 +324,9 @@ static int FC_NAME(pair_planes)(const fc_pooling *p, const fc_chosen *a, ptrdiff
 /* --- 3x3/2: a column is in one window or in two ------------------------------------------------------------------- */
 
 /* Three rows of cells from a row of windows, whose first cells are `first`: the first row completes what is `waiting` and goes,
- * with the second one, to `cells`; the third waits. Of two columns one (`single`) is in no other window, and one (`twin`) in that
- * before or behind, too. What lies beside a row's windows chose no cell there. With `some` only the windows `there` are any. */
+ * with the second one, to `cells`; the third waits. Of two columns one (`single`) is in no other window, and one (`twin`) in
+ * that before or behind, too. What lies beside a row's windows chose no cell there. With `some` only the windows `there` are
+ * any. */
 FC_INLINE IVEC FC_NAME(three_rows)(const int some, const int pad, MASK there, const IVEC *tap, IVEC first, IVEC width,
                                    const int64_t *indices, const FC_T *dout, FC_T *waiting, VEC *cells, FC_NAME(seen) *seen)
 {
@@ -503,8 +513,8 @@ THREE_PLANES(1)
 /* --- stride 1: each window has a cell of its own, its centre (3x3) or its first one (2x2) -------------------------- */
 
 /* What a window chose is then one of k*k shifts from there, and cells and windows are two flat arrays of which one is the other
- * one shifted, whatever the width: vectors run on across the ends of rows and planes. An index that is another cell of the plane
- * but one of the shifts, too, does no harm: its gradient goes where it says. */
+ * one shifted, whatever the width: vectors run on across the ends of rows and planes. An index that is another cell of the
+ * plane but one of the shifts, too, does no harm: its gradient goes where it says. */
 
 /* The shifts that `count` windows chose, whose own cells begin with cell `own` of a plane of width w, and their gradients.
  * `readable` elements are there. Up to LANES - 1 elements more are written. */

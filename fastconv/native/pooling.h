@@ -102,7 +102,7 @@ typedef struct {
 } fc_spread;
 
 /* The windows that gradients know, and from how many of a vector's lanes on it is worth while that they are of use. */
-enum { FC_GUESSES = 6, FC_NARROW = 2 };
+enum { FC_GUESSES = 6, FC_FLAT_GUESSES = 7 /* those of stride 1 */, FC_NARROW = 2 };
 static const struct { signed char k, s, pad; } fc_guesses[FC_GUESSES] = {
     {3, 1, 1}, {3, 1, 0}, {2, 1, 0}, {2, 2, 0}, {3, 2, 1}, {3, 2, 0}};
 
@@ -254,8 +254,8 @@ static fc_chosen fc_plan_chosen(const fc_pooling *p, ptrdiff_t itemsize)
             continue;
         if (s == 1 && p->w < k) /* two shifts would be the same */
             continue;
-        if (s > 1 && (a.guesses & 7 || p->ow * FC_NARROW <= lanes || p->ow < 3)) /* too few lanes would be of use */
-            continue;
+        if (s > 1 && (a.guesses & FC_FLAT_GUESSES || p->ow * FC_NARROW <= lanes || p->ow < 3))
+            continue; /* too few lanes would be of use, or windows beside a row could be taken for its own */
         if (k > 2 - (s == 1) && FC_VECTOR_BYTES == 16) /* the more cells a window has, the more lanes it takes */
             continue;
         a.guesses |= 1 << g;
@@ -267,7 +267,7 @@ static fc_chosen fc_plan_chosen(const fc_pooling *p, ptrdiff_t itemsize)
         a.cells = 2 * (a.rows + 1) * p->w;
         a.bytes = fc_round_up(p->w, 2 * lanes) * itemsize; /* a row of cells that is not complete */
     }
-    if (a.guesses & 7) {
+    if (a.guesses & FC_FLAT_GUESSES) {
         a.chunk = fc_max(CHUNK_BYTES / itemsize, 8 * p->w);
         a.copy = a.chunk + 3 * p->w + 5 * lanes;
         a.cells = fc_max(a.cells, a.chunk);
@@ -338,7 +338,7 @@ static fc_pool_plan fc_plan_pool(const fc_pooling *pooling, int way, ptrdiff_t i
     /* in the order of memory the hardware's own prefetching is enough out of a cache, and ours costs up to a third */
     const int in_order = plan.way == FC_POOL_STRIPS   ? plan.strips.kept || plan.strips.band == p->oh
                          : plan.way == FC_POOL_SHARED ? plan.shared.band == p->oh
-                                                      : plan.way == FC_POOL_CHOSEN;
+                                                      : plan.way == FC_POOL_CHOSEN && !(plan.chosen.guesses & FC_FLAT_GUESSES);
     p->streams = plan.traffic >= (in_order ? FC_STREAM_BYTES : FC_PREFETCH_BYTES);
     plan.bytes = fc_round_up(plan.bytes, FC_LINE);
     if (result >= FC_STREAM_BYTES)
