@@ -161,7 +161,7 @@ def backward_weight_of_every_window(case: Case, x: Array, shape: tuple[int, int,
     """The same with stride 1: each tap sees all of x but two rows and columns."""
     dout = case.large.array((*x.shape[:1], shape[0], x.shape[2] - 2, x.shape[3] - 2), case.dtype)
     end = tail(dout, case.count - 2 if case.planes else case.count, case.axis)
-    end[...] = 1  # what comes before meets zeros of x alone, or nothing of the tail
+    end[...] = 1  # the rest is zeros, too
     got = fastconv.conv2d_backward_weight(dout, x, shape, algorithm="winograd")
     seen = case.tail(x)
     want = fastconv.reference.conv2d_backward_weight(np.ascontiguousarray(end), np.ascontiguousarray(seen), shape)
