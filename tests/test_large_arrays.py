@@ -148,7 +148,8 @@ def backward_weight(case: Case, algorithm: str) -> None:
     x = case.image(1)
     shape = (2, 1, 3, 3)
     if algorithm == "winograd":
-        return backward_weight_of_every_window(case, x, shape)
+        backward_weight_of_every_window(case, x)
+        return
     dout = np.ones(fastconv.plan_conv2d(x.shape, shape, stride=3).output_shape, case.dtype)
     got = fastconv.conv2d_backward_weight(dout, x, shape, stride=3, algorithm=algorithm)
     first = x.shape[2] - case.count if case.planes else 0  # row of x that the tail begins with
@@ -157,8 +158,9 @@ def backward_weight(case: Case, algorithm: str) -> None:
     compare(got, np.broadcast_to(want, shape))
 
 
-def backward_weight_of_every_window(case: Case, x: Array, shape: tuple[int, int, int, int]) -> None:
-    """The same with stride 1: each tap sees all of x but two rows and columns."""
+def backward_weight_of_every_window(case: Case, x: Array) -> None:
+    """The same with stride 1: each tap sees all of x but two rows and columns. One filter, so that dout's tail is its own."""
+    shape = (1, 1, 3, 3)
     dout = case.large.array((*x.shape[:1], shape[0], x.shape[2] - 2, x.shape[3] - 2), case.dtype)
     end = tail(dout, case.count - 2 if case.planes else case.count, case.axis)
     end[...] = 1  # the rest is zeros, too

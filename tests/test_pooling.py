@@ -329,3 +329,14 @@ def test_windows_of_a_long_signal(axis):
           np.allclose(spread, 1 / k), np.array_equal(data.reshape(2, 1, length), wide), np.array_equal(back, signal))
     """, axis)
     assert printed == "True " * 5 + "True\n"
+
+
+@pytest.mark.parametrize("cells", [(1, 1), (16, 16)])
+def test_thousands_of_gradients_in_one_cell(cells, engine, rng, assert_accurate):
+    """No pooling gives such indices, but they are valid: rule 14 holds for their sums."""
+    dout = rng.standard_normal((1, 2, 400, 250)).astype("float32")
+    indices = np.zeros(dout.shape, np.int64)
+    got = fastconv.max_pool2d_backward(dout, indices, (1, 2, *cells))
+    want = np.zeros(got.shape)
+    want[:, :, 0, 0] = dout.astype(np.float64).sum(axis=(2, 3))
+    assert_accurate(got, want, (dout.astype(np.float64) ** 2).sum(axis=(2, 3)).max())

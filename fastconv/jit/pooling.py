@@ -19,6 +19,7 @@ places are 32-bit numbers until they are stored. Strides beyond 2 gather, and ad
 from __future__ import annotations
 
 from dataclasses import replace
+import math
 from functools import lru_cache
 
 import numpy as np
@@ -747,8 +748,18 @@ def max_pool(x: Array, geometry: Pool2dGeometry, out: Array, indices: Array | No
                _scratch(layout, workers, x.dtype))
 
 
+#: Planes of so few cells have their gradients added up in float64 where there are more than twice as many windows.
+_FEW_CELLS = 256
+
+
 def max_pool_backward(dout: Array, indices: Array, geometry: Window2dGeometry, out: Array, threads: int) -> bool:
     """Add dout up in the cells of `out` that `indices` name; False, with `out` untouched, where one is in no plane."""
+    if out.dtype == np.float32 and math.prod(geometry.in_size) <= _FEW_CELLS < geometry.positions // 2:
+        wide = np.empty(out.shape)  # no pooling's indices, but a cell may be the sum of thousands
+        done = max_pool_backward(dout.astype(np.float64), indices, geometry, wide, threads)
+        if done:
+            out[...] = wide
+        return done
     return bool(add_at(usable_workers(threads), flat(dout), flat(indices), geometry.positions,
                        geometry.in_size[0] * geometry.in_size[1], flat(out)))
 
