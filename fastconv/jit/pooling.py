@@ -18,8 +18,8 @@ places are 32-bit numbers until they are stored. Strides beyond 2 gather, and ad
 
 from __future__ import annotations
 
-from dataclasses import replace
 import math
+from dataclasses import replace
 from functools import lru_cache
 
 import numpy as np
