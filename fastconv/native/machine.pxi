@@ -37,13 +37,13 @@ def copy_loop(cnp.ndarray to, cnp.ndarray source, int threads):
 
 
 def store_loop(cnp.ndarray to, int threads):
-    """Fill an array of bytes; return the bytes written."""
+    """Fill an array of bytes; return the bytes written. Not with zeros, which some processors and hosts do not write to memory."""
     cdef Py_ssize_t start, nbytes = to.nbytes
     cdef char* t = <char*> cnp.PyArray_DATA(to)
     cdef int i
     for i in prange(threads, num_threads=threads, schedule="static", chunksize=1, nogil=True):
         start = part_start(nbytes, i, threads)
-        memset(t + start, 0, part_start(nbytes, i + 1, threads) - start)
+        memset(t + start, 1, part_start(nbytes, i + 1, threads) - start)
     return nbytes
 
 
