@@ -457,7 +457,7 @@ def test_the_loops_do_what_they_count():
             assert to[0] == to[-1] == 0
             to[:] = 9
             assert kernels.store_loop(to[1:-1], threads) == size
-            assert (to[1:-1] == 0).all()
+            assert (to[1:-1] == 1).all()
             assert to[0] == to[-1] == 9
             assert kernels.read_loop(source, threads) == size
 

@@ -96,7 +96,8 @@ def test_any_rank_against_scipy(pair: Any, scipy_signal: Any) -> None:
         x, w = numbers(n, pair[0]), numbers(k, pair[1], 1)
         call = getattr(scipy_signal, name)
         try:
-            want = call(x, w, mode, "direct")
+            with np.errstate(invalid="ignore"):  # SciPy converts its result before it is written, and warns of what memory held
+                want = call(x, w, mode, "direct")
         except ValueError:
             with pytest.raises(ValueError, match="one of in1 and in2 must be at least as large"):
                 getattr(ours, name)(x, w, mode)
