@@ -23,6 +23,9 @@ Array = np.ndarray
 #: dtypes that compiled kernels compute in.
 KERNEL_DTYPES = (np.dtype(np.float32), np.dtype(np.float64))
 
+#: A padded image of which `CythonBackend.pooled_backward` makes a copy for each thread.
+_POOLED_IMAGE_BYTES = 2**20
+
 
 @dataclass(frozen=True)
 class WinogradFilters:
@@ -79,6 +82,9 @@ class Backend(Protocol):
                  out: Array, threads: int) -> None: ...
     def avg_pool_backward(self, dout: Array, geometry: Pool2dGeometry, count_include_pad: bool,
                           divisor_override: int | None, out: Array, threads: int) -> None: ...
+    def pooled_backward_unsupported(self, geometry: Conv2dGeometry, dtype: np.dtype) -> str | None: ...
+    def pooled_backward(self, dout: Array, indices: Array, y: Array | None, x: Array, geometry: Conv2dGeometry, dw: Array,
+                        db: Array, threads: int) -> bool: ...
 
 
 def _tap_slices(geometry: Window2dGeometry) -> Iterator[tuple[tuple[int, int], list[slice], list[slice]]]:
@@ -199,6 +205,13 @@ class NumpyBackend:
     def avg_pool_backward(self, dout: Array, geometry: Pool2dGeometry, count_include_pad: bool,
                           divisor_override: int | None, out: Array, threads: int) -> None:
         out[...] = reference.avg_pool2d_backward_core(dout, geometry, count_include_pad, divisor_override)
+
+    def pooled_backward_unsupported(self, geometry: Conv2dGeometry, dtype: np.dtype) -> str | None:
+        return "no kernel for it"
+
+    def pooled_backward(self, dout: Array, indices: Array, y: Array | None, x: Array, geometry: Conv2dGeometry, dw: Array,
+                        db: Array, threads: int) -> bool:
+        raise NotImplementedError
 
 
 class CythonBackend(NumpyBackend):
@@ -367,6 +380,19 @@ class CythonBackend(NumpyBackend):
             direct(np.ascontiguousarray(source[band.image:band.image + 1, :, band.seen]), band.geometry, rows,
                    replace(budget, nbytes=nbytes))
             out[band.image, :, band.rows] = rows[0]
+
+    def pooled_backward_unsupported(self, geometry: Conv2dGeometry, dtype: np.dtype) -> str | None:
+        if geometry.groups > 1 or geometry.dilation[1] > 1:
+            return "the kernel is for one group and columns without dilation"
+        if dtype in KERNEL_DTYPES and not self._kernels().chosen_lanes(geometry.kernel[1], dtype.itemsize):
+            return f"a row of {geometry.kernel[1]} taps is longer than a vector"
+        if geometry.channels * math.prod(geometry.padded_size) * dtype.itemsize > _POOLED_IMAGE_BYTES:
+            return "an image is too large for each thread to have a padded copy in its cache"
+        return self.direct_unsupported("backward_weight", geometry, dtype)
+
+    def pooled_backward(self, dout: Array, indices: Array, y: Array | None, x: Array, geometry: Conv2dGeometry, dw: Array,
+                        db: Array, threads: int) -> bool:
+        return bool(self._kernels().chosen_backward(dout, indices, y, x, geometry, dw, db, memory.scratch, threads))
 
     def bias_gradient(self, dout: Array, out: Array, threads: int) -> None:
         if dout.dtype not in KERNEL_DTYPES:

@@ -601,6 +601,58 @@ def relu_backward(dout: ArrayLike, y: ArrayLike) -> Array:
     return result
 
 
+def pooled_conv2d_backward(dout: ArrayLike, indices: ArrayLike, y: Array | None, x: ArrayLike, weight_shape: Any,
+                           stride: Any = 1, padding: Any = 0, dilation: Any = 1, groups: int = 1, *,
+                           padding_mode: str = "zeros") -> tuple[Array, Array]:
+    """The gradients of weight and bias of a convolution that a max pooling follows, or a ReLU and a max pooling.
+
+    What :func:`conv2d_backward` makes of :func:`max_pool2d_backward`'s result, but where it pays without that: it is zero in
+    all cells but those that were chosen.
+
+    Parameters
+    ----------
+    dout : array_like, (N, K, PH, PW)
+        Gradient with respect to what :func:`max_pool2d` returned.
+    indices : array_like of int, same shape
+        As it returned them.
+    y : ndarray of the same shape, or None
+        What it returned, where a ReLU comes before it: `dout` counts where `y` is not at most zero.
+    x, weight_shape, stride, padding, dilation, groups, padding_mode
+        As in :func:`conv2d_backward_weight`; `x` is (N, C, H, W).
+
+    Returns
+    -------
+    dw, db : ndarray
+
+    Raises
+    ------
+    ValueError, TypeError, MemoryError
+        As :func:`conv2d_backward` and :func:`max_pool2d_backward`.
+    """
+    gradient, image, places = _as_array("dout", dout, (4,)), _as_array("x", x, (4,)), _as_indices(indices)
+    geometry = conv2d_geometry(image.shape, as_shape("weight_shape", weight_shape, (4,)), stride, padding, dilation, groups,
+                               weight_name="weight_shape")
+    unpool2d_geometry(gradient.shape, places.shape, geometry.output_shape)
+    dtype = _common_dtype(gradient, image)
+    if y is not None and (y.dtype != dtype or y.shape != gradient.shape):
+        gradient, y = relu_backward(gradient, y), None
+    backend = dispatch.pooled_backward(geometry, math.prod(gradient.shape[2:]), dtype)
+    if backend is None:
+        if y is not None:
+            gradient = relu_backward(gradient, y)
+        dense = max_pool2d_backward(gradient, places, geometry.output_shape)
+        dw = _backward_weight(dense, image, geometry, dtype, "auto", padding_mode, None)
+        return dw, _backward_bias(_prepared("dout", dense, dispatch.compute_dtype(dtype)), dtype)
+    seen, padded = _seen_by_windows(image, geometry, padding_mode)
+    weights, biases = (_Result(shape, dtype, dtype, None) for shape in (geometry.weight_shape, geometry.weight_shape[:1]))
+    if not backend.pooled_backward(
+            _prepared("dout", gradient, dtype), _prepared("indices", places, np.dtype(np.int64)),
+            None if y is None else _prepared("y", y, dtype), _prepared("x", seen, dtype), padded, weights.array, biases.array,
+            dispatch.threads(gradient.size)):
+        raise _outside(places, geometry.out_size)
+    return weights(), biases()
+
+
 def _checked_need(need: Any) -> set[str]:
     names = {need} if isinstance(need, str) else need
     try:

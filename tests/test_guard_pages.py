@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import ctypes
 import faulthandler
+import math
 import mmap
 import signal
 import sys
@@ -24,7 +25,7 @@ from processes import start
 
 import fastconv
 from fastconv import memory
-from fastconv.functional import relu_backward
+from fastconv.functional import pooled_conv2d_backward, relu_backward
 from fastconv.geometry import LAYOUTS
 
 PAGE = mmap.PAGESIZE
@@ -215,6 +216,17 @@ def activations(arrays: Arrays, dtype: str) -> Iterator[Call]:
         yield f"relu_backward {size}", lambda a=arrays, y=y: relu_backward(a.copy(y), a.copy(y))
 
 
+def pooled_gradients(arrays: Arrays, dtype: str) -> Iterator[Call]:
+    for kernel in ((1, 1), (3, 2), (3, 3), (5, 5), (2, 7), (2, 8), (1, 9), (2, 16)):
+        for channels, size, padding, stride in ((1, (19, 23), 0, 1), (3, (16, 16), 1, 1), (2, (17, 31), 2, 2)):
+            x, weight = np.ones((2, channels, *size), dtype), (3, channels, *kernel)
+            geometry = fastconv.geometry.conv2d_geometry(x.shape, weight, stride, padding)
+            y, indices = fastconv.max_pool2d(np.arange(math.prod(geometry.output_shape), dtype=dtype).reshape(
+                geometry.output_shape), 2, return_indices=True)
+            yield f"pooled_conv2d_backward {kernel} {channels}", lambda a=arrays, y=y, i=indices, x=x, w=weight, s=stride, \
+                p=padding: pooled_conv2d_backward(a.copy(y), a.copy(i), a.copy(y), a.copy(x), w, s, p)
+
+
 def everything(arrays: Arrays, backend: str, core: bool) -> Iterator[Call]:
     algorithms = {operation: fastconv.dispatch.algorithms(operation, backend)
                   for operation in ("forward", "backward_data", "backward_weight")}
@@ -226,6 +238,7 @@ def everything(arrays: Arrays, backend: str, core: bool) -> Iterator[Call]:
         yield from paddings(arrays, dtype)
         yield from newer_poolings(arrays, dtype)
         yield from activations(arrays, dtype)
+        yield from pooled_gradients(arrays, dtype)
 
 
 def main(backend: str, isa: str, log: str) -> int:

@@ -257,7 +257,8 @@ def test_a_pooling_with_a_pass_of_its_own_leaves_the_relu_alone(rng: np.random.G
     x, t = rng.standard_normal((3, 1, 8, 8), dtype=np.float32), np.array([0, 1, 2])
     networks = build(nn.MaxPool2d), build(Loud)
     for name, gradient in networks[0].gradient(x, t).items():
-        np.testing.assert_array_equal(gradient, networks[1].gradient(x, t)[name.replace("MaxPool2d", "Loud")])
+        other = networks[1].gradient(x, t)[name.replace("MaxPool2d", "Loud")]  # its sums are in another order
+        np.testing.assert_allclose(gradient, other, rtol=0, atol=1e-6 * np.abs(other).max())
     assert [list(network.layers.values())[1]._y is None for network in networks] == [True, False]
 
 

@@ -32,6 +32,7 @@ from ..functional import (
     conv2d_backward_weight,
     max_pool2d,
     max_pool2d_backward,
+    pooled_conv2d_backward,
     relu_backward,
 )
 from ..geometry import (
@@ -226,6 +227,12 @@ class Conv2d(Layer):
         self.grads.update({name: gradient for name, gradient in (("weight", dw), ("bias", db)) if gradient is not None})
         return dx
 
+    def backward_pooled(self, dout: npt.ArrayLike, pool: MaxPool2d) -> None:
+        """`backward` of a layer without `input_gradient`, given the gradient of what `pool` made of its output."""
+        dw, db = pooled_conv2d_backward(dout, *pool.chosen(), self._kept(self._x), self.params["weight"].shape, self.stride,
+                                        self.padding, self.dilation, self.groups, padding_mode=self.padding_mode)
+        self.grads.update({"weight": dw, "bias": db} if "bias" in self.params else {"weight": dw})
+
     def describe(self) -> str:
         out_channels, in_channels, *kernel = self.params["weight"].shape
         return (f"{in_channels * self.groups}, {out_channels}, {tuple(kernel)}, stride={self.stride}, "
@@ -280,6 +287,10 @@ class MaxPool2d(Layer):
             self._rectified = out
             relu.leave_gradient()
         return out
+
+    def chosen(self) -> tuple[Array, Array | None]:
+        """The indices of the maxima; and the maxima, where `backward` does a ReLU's, too."""
+        return self._kept(self._indices), self._rectified
 
     def backward(self, dout: npt.ArrayLike) -> Array:
         """Return `dout` put at the place of each maximum."""

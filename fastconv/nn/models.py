@@ -67,6 +67,9 @@ class Network:
     params: dict[str, Array]
     parameter_places: Mapping[str, tuple[str, str]]
 
+    #: The first convolution and the max pooling behind it, if the last forward pass found that they go back together.
+    _pooled: tuple[Conv2d, MaxPool2d] | None = None
+
     def _build(self, input_dim: tuple[int, ...], layers: dict[str, Layer],
                places: Mapping[str, tuple[str, str]] | None = None) -> None:
         """Take the layers, see whether they fit together, and make `params` of theirs."""
@@ -133,16 +136,24 @@ class Network:
         out = self._checked_input(x)
         parts = [part for _, part in self._parts(training)]
         before: Layer | None = None
+        source: Layer | None = None  # what made `out`, a ReLU left aside
+        self._pooled = None
         while parts:
             part = parts.pop(0)
             if parts and isinstance(part, Conv2d) and isinstance(parts[0], Relu) and _fuse(part, parts[0]):
                 # while the sums are in registers: a pass over memory less
+                source = part
                 out, part = parts[0].rectified(part.forward_relu(out)), parts[0]
                 del parts[0]
-            elif isinstance(before, Relu) and isinstance(part, MaxPool2d) and _fold(before, part):
-                out = part.forward_rectified(out, before)  # and another one less in the backward pass
             else:
-                out = part.forward(out)
+                if isinstance(before, Relu) and isinstance(part, MaxPool2d) and _fold(before, part):
+                    out = part.forward_rectified(out, before)  # and another one less in the backward pass
+                else:
+                    out = part.forward(out)
+                    source = before if isinstance(before, Conv2d) else None
+                if isinstance(source, Conv2d) and isinstance(part, MaxPool2d) and _skip(source, part):
+                    self._pooled = source, part
+                source = None
             before = part
         return out
 
@@ -200,6 +211,9 @@ class Network:
         loss = self.last_layer.forward(self._scores(x, training=True), t)
         dout: Any = self.last_layer.backward()
         for part in reversed(self.layers.values()):
+            if self._pooled is not None and part is self._pooled[1]:
+                self._pooled[0].backward_pooled(dout, self._pooled[1])
+                break
             dout = part.backward(dout)
             if dout is None:  # the first layer that learns: what comes before it has no use for a gradient
                 break
@@ -292,6 +306,12 @@ def _fold(relu: Relu, pool: MaxPool2d) -> bool:
     """Whether the pooling can do the backward pass of the ReLU before it: neither has one of its own."""
     return (type(relu).backward is Relu.backward and type(pool).forward is MaxPool2d.forward
             and type(pool).backward is MaxPool2d.backward)
+
+
+def _skip(convolution: Conv2d, pool: MaxPool2d) -> bool:
+    """Whether the gradient of the convolution's output can be left out, zero as most of it is: nobody else has a use for it."""
+    return (not convolution.input_gradient and type(convolution).backward is Conv2d.backward
+            and type(pool).forward is MaxPool2d.forward and type(pool).backward is MaxPool2d.backward)
 
 
 class Sequential(Network):
