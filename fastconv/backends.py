@@ -23,6 +23,8 @@ Array = np.ndarray
 #: dtypes that compiled kernels compute in.
 KERNEL_DTYPES = (np.dtype(np.float32), np.dtype(np.float64))
 
+#: What a convolution makes of an image, to be pooled from a core's cache.
+_POOLED_OUTPUT_BYTES = 2**19
 #: A padded image of which `CythonBackend.pooled_backward` makes a copy for each thread.
 _POOLED_IMAGE_BYTES = 2**20
 
@@ -82,6 +84,9 @@ class Backend(Protocol):
                  out: Array, threads: int) -> None: ...
     def avg_pool_backward(self, dout: Array, geometry: Pool2dGeometry, count_include_pad: bool,
                           divisor_override: int | None, out: Array, threads: int) -> None: ...
+    def pooled_forward_unsupported(self, geometry: Conv2dGeometry, dtype: np.dtype) -> str | None: ...
+    def pooled_forward(self, x: Array, weight: Array, bias: Array | None, relu: bool, geometry: Conv2dGeometry,
+                       pooling: Pool2dGeometry, out: Array, indices: Array | None, threads: int) -> None: ...
     def pooled_backward_unsupported(self, geometry: Conv2dGeometry, dtype: np.dtype) -> str | None: ...
     def pooled_backward(self, dout: Array, indices: Array, y: Array | None, x: Array, geometry: Conv2dGeometry, dw: Array,
                         db: Array, threads: int) -> bool: ...
@@ -205,6 +210,13 @@ class NumpyBackend:
     def avg_pool_backward(self, dout: Array, geometry: Pool2dGeometry, count_include_pad: bool,
                           divisor_override: int | None, out: Array, threads: int) -> None:
         out[...] = reference.avg_pool2d_backward_core(dout, geometry, count_include_pad, divisor_override)
+
+    def pooled_forward_unsupported(self, geometry: Conv2dGeometry, dtype: np.dtype) -> str | None:
+        return "no kernel for it"
+
+    def pooled_forward(self, x: Array, weight: Array, bias: Array | None, relu: bool, geometry: Conv2dGeometry,
+                       pooling: Pool2dGeometry, out: Array, indices: Array | None, threads: int) -> None:
+        raise NotImplementedError
 
     def pooled_backward_unsupported(self, geometry: Conv2dGeometry, dtype: np.dtype) -> str | None:
         return "no kernel for it"
@@ -380,6 +392,15 @@ class CythonBackend(NumpyBackend):
             direct(np.ascontiguousarray(source[band.image:band.image + 1, :, band.seen]), band.geometry, rows,
                    replace(budget, nbytes=nbytes))
             out[band.image, :, band.rows] = rows[0]
+
+    def pooled_forward_unsupported(self, geometry: Conv2dGeometry, dtype: np.dtype) -> str | None:
+        if geometry.out_channels * geometry.positions * dtype.itemsize > _POOLED_OUTPUT_BYTES:
+            return "what the convolution makes of an image is too large for a core's cache"
+        return self.direct_unsupported("forward", geometry, dtype)
+
+    def pooled_forward(self, x: Array, weight: Array, bias: Array | None, relu: bool, geometry: Conv2dGeometry,
+                       pooling: Pool2dGeometry, out: Array, indices: Array | None, threads: int) -> None:
+        self._kernels().convolve_and_pool(x, weight, bias, relu, geometry, pooling, out, indices, memory.scratch, threads)
 
     def pooled_backward_unsupported(self, geometry: Conv2dGeometry, dtype: np.dtype) -> str | None:
         if geometry.groups > 1 or geometry.dilation[1] > 1:

@@ -390,6 +390,21 @@ def threads(elements: int) -> int:
     return 1 if elements < SERIAL_ELEMENTS else _options.effective_threads(_options.current())
 
 
+#: Fewer images are not worth a choice.
+_POOLED_IMAGES = 4
+
+
+def pooled_forward(geometry: Conv2dGeometry, dtype: np.dtype) -> int | None:
+    """Threads for a convolution whose outputs are best pooled image by image, while they are in a cache; or None."""
+    if (geometry.batch < _POOLED_IMAGES or _options.current().workspace_limit is not None
+            or backend().pooled_forward_unsupported(geometry, dtype) is not None):
+        return None
+    whole = plan("forward", geometry, dtype, "auto")
+    threads = whole._budget.threads  # which take images
+    # What other algorithms gain is more than what is saved here.
+    return threads if whole.algorithm == "direct" and geometry.batch >= 2 * threads else None
+
+
 #: A cell that a max pooling chose costs a load and an FMA for each row of taps and channel, a cell that it was chosen from
 #: a share of a product at the speed of the arithmetic. On a Zen 4 the first is 1.4 to 6 times as fast within these limits
 #: (windows that do not overlap much; few channels), and 0.65 to 1.3 times beyond them.

@@ -601,6 +601,46 @@ def relu_backward(dout: ArrayLike, y: ArrayLike) -> Array:
     return result
 
 
+def pooled_conv2d(x: ArrayLike, weight: ArrayLike, bias: ArrayLike | None, stride: Any, padding: Any, dilation: Any,
+                  groups: int, activation: str | None, padding_mode: str, *, pool: tuple[Any, ...],
+                  return_indices: bool) -> tuple[Array, Array | None, tuple[int, ...]]:
+    """:func:`max_pool2d`, with the arguments `pool` from `kernel_size` on, of :func:`conv2d` with the others.
+
+    Where it pays what the convolution makes does not go to memory.
+
+    Returns
+    -------
+    y, indices : ndarray, ndarray or None
+        As max_pool2d returns them.
+    shape : tuple of int
+        Of what was pooled.
+
+    Raises
+    ------
+    ValueError, TypeError, MemoryError
+        As these two.
+    """
+    image, filters = _as_array("x", x, (4,)), _as_array("weight", weight, (4,))
+    geometry = conv2d_geometry(image.shape, filters.shape, stride, padding, dilation, groups)
+    offset = _checked_bias(bias, geometry.out_channels)
+    dtype = _common_dtype(image, filters, offset)
+    pooling, threads = pool2d_geometry(geometry.output_shape, *pool), dispatch.pooled_forward(geometry, dtype)
+    if threads is None or pooling.empty_window is not None:  # which max_pool2d reports
+        out = conv2d(image, filters, offset, stride, padding, dilation, groups, activation=activation,
+                     padding_mode=padding_mode)
+        found: Any = max_pool2d(out, *pool, return_indices=return_indices)  # type: ignore[call-overload]  # how many `pool` are
+        y, places = found if return_indices else (found, None)
+        return y, places, out.shape
+    relu = _checked_activation(activation, dtype)
+    seen, padded = _seen_by_windows(image, geometry, padding_mode)
+    result = memory.empty("the result", pooling.output_shape, dtype)
+    indices = memory.empty("indices", pooling.output_shape, np.int64) if return_indices else None
+    dispatch.backend().pooled_forward(
+        _prepared("x", seen, dtype), _prepared("weight", filters, dtype),
+        None if offset is None else _prepared("bias", offset, dtype), relu, padded, pooling, result, indices, threads)
+    return result, indices, geometry.output_shape
+
+
 def pooled_conv2d_backward(dout: ArrayLike, indices: ArrayLike, y: Array | None, x: ArrayLike, weight_shape: Any,
                            stride: Any = 1, padding: Any = 0, dilation: Any = 1, groups: int = 1, *,
                            padding_mode: str = "zeros") -> tuple[Array, Array]:

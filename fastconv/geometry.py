@@ -11,10 +11,10 @@ that lie ``dilation`` cells apart and cover an extent of ``e = dilation * (kerne
 from __future__ import annotations
 
 import operator
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property, lru_cache
-from typing import Any
+from functools import cached_property, lru_cache, wraps
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -399,6 +399,26 @@ def window2d_geometry(input_shape: Any, filter_h: Any, filter_w: Any, stride: An
                                      _checked_padding("pad", pad), as_pair("dilation", dilation), False))
 
 
+Made = TypeVar("Made")
+_PLAIN = (int, bool, str, type(None))
+
+
+def _kept(make: Callable[..., Made]) -> Callable[..., Made]:
+    """Keep what `make` returns for shapes and plain numbers: it takes longer to make than a small call has."""
+    keep = lru_cache(maxsize=2048, typed=True)(make)  # by types, too: True is not taken for 1
+
+    @wraps(make)
+    def geometry(*arguments: Any, **names: Any) -> Made:
+        for argument in (*arguments, *names.values()):
+            kind = type(argument)
+            if kind not in _PLAIN and not (kind is tuple and all(type(item) is int for item in argument)):
+                return make(*arguments, **names)
+        return keep(*arguments, **names)
+
+    return geometry
+
+
+@_kept
 def conv2d_geometry(x_shape: Any, weight_shape: Any, stride: Any = 1, padding: Any = 0, dilation: Any = 1,
                     groups: Any = 1, *, x_name: str = "x", weight_name: str = "weight") -> Conv2dGeometry:
     """The geometry of a convolution; arguments as :func:`fastconv.conv2d`, shapes in place of the arrays.
@@ -488,6 +508,7 @@ def conv_transpose2d_geometry(x_shape: Any, weight_shape: Any, stride: Any = 1, 
                           groups=groups)
 
 
+@_kept
 def pool2d_geometry(x_shape: Any, kernel_size: Any, stride: Any = None, padding: Any = 0, dilation: Any = 1,
                     ceil_mode: bool = False, *, x_name: str = "x") -> Pool2dGeometry:
     """The geometry of a pooling; arguments as :func:`fastconv.max_pool2d`, a shape in place of the array.

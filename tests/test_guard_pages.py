@@ -25,7 +25,7 @@ from processes import start
 
 import fastconv
 from fastconv import memory
-from fastconv.functional import pooled_conv2d_backward, relu_backward
+from fastconv.functional import pooled_conv2d, pooled_conv2d_backward, relu_backward
 from fastconv.geometry import LAYOUTS
 
 PAGE = mmap.PAGESIZE
@@ -225,6 +225,10 @@ def pooled_gradients(arrays: Arrays, dtype: str) -> Iterator[Call]:
                 geometry.output_shape), 2, return_indices=True)
             yield f"pooled_conv2d_backward {kernel} {channels}", lambda a=arrays, y=y, i=indices, x=x, w=weight, s=stride, \
                 p=padding: pooled_conv2d_backward(a.copy(y), a.copy(i), a.copy(y), a.copy(x), w, s, p)
+            more, filters = np.ones((5, channels, *size), dtype), np.ones(weight, dtype)
+            yield f"pooled_conv2d {kernel} {channels}", lambda a=arrays, x=more, w=filters, s=stride, p=padding: \
+                pooled_conv2d(a.copy(x), a.copy(w), a.copy(w[:, 0, 0, 0]), s, p, 1, 1, "relu", "zeros",
+                              pool=(2, None, 0, 1, False), return_indices=True)
 
 
 def everything(arrays: Arrays, backend: str, core: bool) -> Iterator[Call]:

@@ -205,7 +205,11 @@ def test_a_relu_behind_a_convolution_is_done_by_it(rng: np.random.Generator) -> 
                 calls.append(name)
                 return relu(x)
 
-            part.forward_relu = forward  # type: ignore[method-assign]
+            def pooled(x: Any, *layers: Any, both: Any = part.forward_pooled, name: str = repr(part)) -> Any:
+                calls.append(name)
+                return both(x, *layers)
+
+            part.forward_relu, part.forward_pooled = forward, pooled  # type: ignore[method-assign]
     got = network.gradient(x, t)
     assert len(calls) == 2
     one_by_one = network.activations(x)

@@ -32,6 +32,7 @@ from ..functional import (
     conv2d_backward_weight,
     max_pool2d,
     max_pool2d_backward,
+    pooled_conv2d,
     pooled_conv2d_backward,
     relu_backward,
 )
@@ -218,6 +219,16 @@ class Conv2d(Layer):
         self._x = x if self.training else None
         return out
 
+    def forward_pooled(self, x: npt.ArrayLike, relu: Relu | None, pool: MaxPool2d) -> Array:
+        """`forward`, that of `relu` and that of `pool`, of which only the last leaves anything in memory."""
+        x = np.asarray(x)
+        pooled = pooled_conv2d(
+            x, self.params["weight"], self.params.get("bias"), self.stride, self.padding, self.dilation, self.groups,
+            None if relu is None else "relu", self.padding_mode, return_indices=self.training,
+            pool=(pool.kernel_size, pool.stride, pool.padding, pool.dilation, pool.ceil_mode))
+        self._x = x if self.training else None
+        return pool.pooled(*pooled, relu)
+
     def backward(self, dout: npt.ArrayLike) -> Array | None:
         """Put the gradients of weight and bias into `grads`; return that of `x`, or None without `input_gradient`."""
         x = self._kept(self._x)
@@ -267,14 +278,7 @@ class MaxPool2d(Layer):
 
     def forward(self, x: npt.ArrayLike) -> Array:
         """Return the maxima of `x` (N, C, H, W): (N, C, OH, OW)."""
-        x, self._rectified = np.asarray(x), None
-        if not self.training:
-            self._indices = None
-            return max_pool2d(x, self.kernel_size, self.stride, self.padding, self.dilation, self.ceil_mode)
-        out, self._indices = max_pool2d(x, self.kernel_size, self.stride, self.padding, self.dilation, self.ceil_mode,
-                                        return_indices=True)
-        self._input_shape = x.shape
-        return out
+        return self._forward(x, None)
 
     def forward_rectified(self, y: npt.ArrayLike, relu: Relu) -> Array:
         """`forward` of the ReLU's output `y`; `backward` then does the ReLU's, too.
@@ -282,10 +286,23 @@ class MaxPool2d(Layer):
         The gradient reaches `y` where the maxima are, and there the ReLU asks for the sign of what the maxima are: of
         this layer's output, which has a fraction of the cells.
         """
-        out = self.forward(y)
+        return self._forward(y, relu)
+
+    def _forward(self, x: npt.ArrayLike, relu: Relu | None) -> Array:
+        x = np.asarray(x)
+        found: Any = max_pool2d(x, self.kernel_size, self.stride, self.padding, self.dilation, self.ceil_mode,
+                                return_indices=self.training)
+        out, indices = found if self.training else (found, None)
+        return self.pooled(out, indices, x.shape, relu)
+
+    def pooled(self, out: Array, indices: Array | None, shape: tuple[int, ...], relu: Relu | None) -> Array:
+        """The rest of a `forward` whose pooling is done: the layer before made `out` in one go, from what has `shape`."""
+        self._indices, self._rectified = indices, None
         if self.training:
-            self._rectified = out
-            relu.leave_gradient()
+            self._input_shape = shape
+            if relu is not None:
+                self._rectified = out
+                relu.leave_gradient()
         return out
 
     def chosen(self) -> tuple[Array, Array | None]:

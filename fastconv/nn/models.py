@@ -7,7 +7,7 @@ import os
 import zipfile
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 __all__ = ["AlexNet", "DeepConvNet", "KerasConvNet", "LeNet5", "Network", "Sequential", "SimpleConvNet"]
 
 PathLike = str | os.PathLike[str]
+LayerKind = TypeVar("LayerKind", bound=Layer)
 
 
 class Network:
@@ -135,26 +136,24 @@ class Network:
     def _scores(self, x: npt.ArrayLike, training: bool) -> Array:
         out = self._checked_input(x)
         parts = [part for _, part in self._parts(training)]
-        before: Layer | None = None
-        source: Layer | None = None  # what made `out`, a ReLU left aside
         self._pooled = None
         while parts:
             part = parts.pop(0)
-            if parts and isinstance(part, Conv2d) and isinstance(parts[0], Relu) and _fuse(part, parts[0]):
-                # while the sums are in registers: a pass over memory less
-                source = part
-                out, part = parts[0].rectified(part.forward_relu(out)), parts[0]
-                del parts[0]
-            else:
-                if isinstance(before, Relu) and isinstance(part, MaxPool2d) and _fold(before, part):
-                    out = part.forward_rectified(out, before)  # and another one less in the backward pass
+            if isinstance(part, Conv2d) and type(part).forward is Conv2d.forward:
+                relu = _pop(parts, Relu, "forward")
+                pool = _pop(parts, MaxPool2d, "forward", "backward") if relu is None or _plain(relu, Relu, "backward") else None
+                if pool is not None:
+                    out = part.forward_pooled(out, relu, pool)  # what is pooled need not go to memory
+                    if not part.input_gradient and _plain(part, Conv2d, "backward"):
+                        self._pooled = part, pool  # nor its gradient, zero as most of it is: nobody else has a use for it
+                elif relu is not None:
+                    out = relu.rectified(part.forward_relu(out))  # while the sums are in registers: a pass over memory less
                 else:
                     out = part.forward(out)
-                    source = before if isinstance(before, Conv2d) else None
-                if isinstance(source, Conv2d) and isinstance(part, MaxPool2d) and _skip(source, part):
-                    self._pooled = source, part
-                source = None
-            before = part
+            else:
+                out = part.forward(out)
+                if _plain(part, Relu, "backward") and (pool := _pop(parts, MaxPool2d, "forward", "backward")) is not None:
+                    out = pool.forward_rectified(out, cast(Relu, part))  # and another one less in the backward pass
         return out
 
     def predict(self, x: npt.ArrayLike, batch_size: int | None = None) -> Array:
@@ -297,21 +296,14 @@ class Network:
         self.load(file_name)
 
 
-def _fuse(convolution: Conv2d, relu: Relu) -> bool:
-    """Whether the convolution can do the work of the ReLU behind it: neither has a `forward` of its own."""
-    return type(convolution).forward is Conv2d.forward and type(relu).forward is Relu.forward
+def _plain(part: Layer, kind: type[Layer], *methods: str) -> bool:
+    """Whether `part` is of the `kind`, and has no `methods` of its own: another layer may do their work."""
+    return isinstance(part, kind) and all(getattr(type(part), name) is getattr(kind, name) for name in methods)
 
 
-def _fold(relu: Relu, pool: MaxPool2d) -> bool:
-    """Whether the pooling can do the backward pass of the ReLU before it: neither has one of its own."""
-    return (type(relu).backward is Relu.backward and type(pool).forward is MaxPool2d.forward
-            and type(pool).backward is MaxPool2d.backward)
-
-
-def _skip(convolution: Conv2d, pool: MaxPool2d) -> bool:
-    """Whether the gradient of the convolution's output can be left out, zero as most of it is: nobody else has a use for it."""
-    return (not convolution.input_gradient and type(convolution).backward is Conv2d.backward
-            and type(pool).forward is MaxPool2d.forward and type(pool).backward is MaxPool2d.backward)
+def _pop(parts: list[Layer], kind: type[LayerKind], *methods: str) -> LayerKind | None:
+    """Take the next of `parts` if it is a plain one of the `kind`."""
+    return cast(LayerKind, parts.pop(0)) if parts and _plain(parts[0], kind, *methods) else None
 
 
 class Sequential(Network):

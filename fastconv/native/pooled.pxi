@@ -1,4 +1,68 @@
-# The gradients of a convolution's filters and bias where a (ReLU and a) max pooling follow: chosen_gradient.h says how.
+# A convolution that a max pooling follows, image by image, and its gradients from the cells that were chosen.
+
+# --- forward ------------------------------------------------------------------------------------------------------------
+#
+# What the direct convolution makes of an image is pooled while it is in the cache of the core that made it: it is neither
+# written to memory nor read from there, and its memory is one image for each thread. Threads take images.
+
+
+cdef int convolve_and_pool_of(cnp.ndarray x, cnp.ndarray weight, object bias, bint relu, object geometry, object pooling,
+                              cnp.ndarray out, object indices, object scratch, int threads, real* dtype=NULL) except -1:
+    cdef Window v = read_conv(geometry)
+    cdef Correlation job
+    cdef fc_pooling p = read_pooling(pooling, FC_POOL_MAX if indices is None else FC_POOL_PLACE, out)
+    cdef fc_pool_plan plan
+    cdef const real* source = <const real*> cnp.PyArray_DATA(x)
+    cdef const real* weights = <const real*> cnp.PyArray_DATA(weight)
+    cdef real* biases = NULL if bias is None else <real*> cnp.PyArray_DATA(<cnp.ndarray> bias)
+    cdef int64_t* places = NULL if indices is None else <int64_t*> cnp.PyArray_DATA(<cnp.ndarray> indices)
+    cdef real* to = <real*> cnp.PyArray_DATA(out)
+    cdef Py_ssize_t images = v.n, seen = v.c * v.h * v.w, pooled = v.k * p.oh * p.ow, tables, made, each, n
+    cdef char* work
+    cdef cnp.ndarray buffer
+    v.n, p.planes = 1, v.k
+    plan = fc_plan_pool(&p, FC_POOL_STRIPS, sizeof(real))
+    tables = forward_tables(&v)
+    made = aligned(v.k * v.oh * v.ow * sizeof(real))
+    plan_forward(&job, &v, sizeof(real), 1, NULL, worth_unrolling(&v, sizeof(real)))
+    each = aligned(job.thread_bytes) + made + aligned(plan.bytes)
+    buffer = scratch(tables + threads * each)
+    work = <char*> cnp.PyArray_DATA(buffer)
+    plan_forward(&job, &v, sizeof(real), 1, work, worth_unrolling(&v, sizeof(real)))
+    work += tables
+    if threads == 1:
+        with nogil:
+            for n in range(images):
+                pool_image(&job, &plan, source + n * seen, weights, biases, relu, to + n * pooled,
+                           NULL if places == NULL else places + n * pooled, work, made)
+    else:
+        for n in prange(images, nogil=True, num_threads=threads, schedule="dynamic", chunksize=1):
+            pool_image(&job, &plan, source + n * seen, weights, biases, relu, to + n * pooled,
+                       NULL if places == NULL else places + n * pooled, work + threadid() * each, made)
+    return 0
+
+
+cdef void pool_image(const Correlation* job, const fc_pool_plan* plan, const real* source, const real* weights,
+                     const real* bias, bint relu, real* out, int64_t* indices, char* scratch, Py_ssize_t made) noexcept nogil:
+    cdef fc_pool_plan mine = plan[0]
+    mine.p.x = scratch
+    run_correlation(job, source, weights, bias, relu, <real*> scratch, scratch + made + aligned(plan.bytes), 1)
+    fc_pool_pieces(&mine, out, indices, 0, mine.pieces, scratch + made)
+
+
+def convolve_and_pool(cnp.ndarray x, cnp.ndarray weight, bias, bint relu, geometry, pooling, cnp.ndarray out, indices,
+                      scratch, int threads):
+    """conv2d by the direct kernel, and max_pool of that into `out` and, where not None, `indices`.
+
+    `geometry` is the convolution's, `pooling` that of its output; ``scratch(nbytes)`` as for max_pool.
+    """
+    if x.descr.itemsize == 4:
+        convolve_and_pool_of[float](x, weight, bias, relu, geometry, pooling, out, indices, scratch, threads)
+    else:
+        convolve_and_pool_of[double](x, weight, bias, relu, geometry, pooling, out, indices, scratch, threads)
+
+
+# --- the gradients of filters and bias: chosen_gradient.h says how ------------------------------------------------------
 #
 # Threads take blocks of filters, each with a copy of the image that includes the padding, so the order of the additions
 # follows from the shapes alone: floats over at most FC_CHOSEN_CELLS cells of one plane, everything above in double.

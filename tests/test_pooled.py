@@ -1,4 +1,4 @@
-"""The gradients of a convolution that a max pooling follows, made of the chosen cells alone: against the long way round."""
+"""A convolution that a max pooling follows, in one go, and its gradients from the chosen cells: against the long way round."""
 
 from __future__ import annotations
 
@@ -43,6 +43,59 @@ def problem(case: tuple[Any, ...], dtype: str, relu: bool = True) -> tuple[Any, 
     y, indices = fastconv.max_pool2d(out, *pool, return_indices=True)
     y[..., ::3] *= rng.integers(0, 2, y[..., ::3].shape)  # a ReLU's zeros, also where windows see many cells
     return rng.standard_normal(y.shape).astype(dtype), indices, y, x, weight, how, out.shape
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64", "float16", "int32"])
+@pytest.mark.parametrize("relu", [True, False], ids=["relu", "none"])
+@pytest.mark.parametrize("name", CASES)
+def test_forward_has_the_same_bits(name: str, relu: bool, dtype: str, engine: Any) -> None:
+    (_, *image), filters, stride, padding, dilation, pool = CASES[name]
+    pool = (*pool, *(None, 0, 1, False)[len(pool) - 1:])
+    rng = np.random.default_rng(7)
+    x, weight, bias = ((9 * rng.standard_normal(shape)).astype(dtype) for shape in ((9, *image), filters, filters[:1]))
+    activation = "relu" if relu else None
+    for offset in (None, bias):
+        out = fastconv.conv2d(x, weight, offset, stride, padding, dilation, activation=activation, algorithm="auto")
+        want, places = fastconv.max_pool2d(out, *pool, return_indices=True)
+        for threads in (1, 2, 4):
+            with fastconv.options(num_threads=threads):
+                for asked in (True, False):
+                    y, indices, shape = functional.pooled_conv2d(x, weight, offset, stride, padding, dilation, 1, activation,
+                                                                 "zeros", pool=pool, return_indices=asked)
+                    np.testing.assert_array_equal(y, want)
+                    assert y.dtype == want.dtype
+                    assert shape == out.shape
+                    assert (indices is None) == (not asked)
+                    if indices is not None:
+                        np.testing.assert_array_equal(indices, places)
+
+
+def test_where_the_forward_kernel_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Image by image where the direct kernel is the choice, what it makes fits a cache and no limit is set."""
+    def threads(batch: int, filters: int = 30, size: int = 28, channels: int = 1, **settings: Any) -> int | None:
+        with fastconv.options(backend="cython", **{"num_threads": 2} | settings):
+            return dispatch.pooled_forward(fastconv.geometry.conv2d_geometry(
+                (batch, channels, size, size), (filters, channels, 5, 5)), np.dtype(np.float32))
+
+    assert threads(100) == 2
+    assert threads(100, num_threads=1) == 1
+    assert threads(3) is None
+    assert threads(100, size=280) is None
+    assert threads(100, channels=64) is None  # Winograd's
+    assert threads(100, workspace_limit=2**30) is None
+    with fastconv.options(backend="numpy"):
+        assert dispatch.pooled_forward(fastconv.geometry.conv2d_geometry((9, 1, 9, 9), (2, 1, 3, 3)), np.dtype("f")) is None
+
+
+def test_forward_with_windows_of_padding_alone_and_other_padding(engine: Any) -> None:
+    x, weight = np.random.default_rng(7).standard_normal((9, 1, 12, 12), dtype=np.float32), np.ones((2, 1, 3, 3), np.float32)
+    with pytest.raises(ValueError, match="dilation"):
+        functional.pooled_conv2d(x, weight, None, 1, 0, 1, 1, None, "zeros", pool=(2, 1, 5, 12, False), return_indices=False)
+    for mode in ("reflect", "circular"):
+        want = fastconv.max_pool2d(fastconv.conv2d(x, weight, None, 1, 1, padding_mode=mode), 2)
+        got, _, _ = functional.pooled_conv2d(x, weight, None, 1, 1, 1, 1, None, mode, pool=(2, None, 0, 1, False),
+                                             return_indices=False)
+        np.testing.assert_array_equal(got, want)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
