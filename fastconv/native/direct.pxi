@@ -104,6 +104,8 @@ cdef enum:
     UNROLLED_PART = 8     # columns of taps are copied where so many times the positions between two rows are a row,
     UNROLLED_BYTES = 196608  # and the copies of an image are no larger
     FEW_ROWS = 2          # up to so many output planes of a group are computed row by row, not in tiles of channels
+    FEW_TERMS = 16        # so many products of an output take as long as the memory that it goes to takes to arrive,
+    MANY_TERMS = 48       # and so many so much longer that it does not matter
     CHUNK_PIXELS = 2048   # backward weight: pixels of one chunk, whose sum stays in registers
     BLOCK_ROWS = 126      # backward weight: the most output channels of one item,
     BLOCK_CHANNELS = 128  # and the most input channels
@@ -389,7 +391,7 @@ cdef void correlate_item(const Correlation* job, Py_ssize_t item, const real* so
     cdef real* tile = <real*> (scratch + job.flat_bytes)
     cdef Py_ssize_t all_tiles = ceil_div(job.rows, FC_TILE_ROWS)
     cdef Py_ssize_t m_tile, m_first = all_tiles * block // job.blocks, m_last = all_tiles * (block + 1) // job.blocks
-    cdef bint by_row
+    cdef bint by_row, expected
     cdef int flags = (FC_RELU if relu else 0) | (FC_PAST_CACHES if job.past_caches else 0)
     cdef Py_ssize_t t, m, rows, p, end, stop, vectors, count, q, j, run, done, i, x, plane = job.out_h * job.out_w
     cdef const TapClass* taps
@@ -415,6 +417,7 @@ cdef void correlate_item(const Correlation* job, Py_ssize_t item, const real* so
             continue
         p = (most(q0, taps.first_h) - q0) * f.length + taps.first_w - job.base_j
         end = (least(q1, taps.last_h) - 1 - q0) * f.length + taps.last_w - job.base_j
+        expected = FEW_TERMS <= taps.terms <= MANY_TERMS and not job.past_caches
         by_row = not f.unrolled and rows_fit_tiles(taps.last_w - taps.first_w, f.length, lanes)
         while p < end:
             q = q0 + p // f.length
@@ -432,6 +435,11 @@ cdef void correlate_item(const Correlation* job, Py_ssize_t item, const real* so
                         taps.step_w == 1 and j >= taps.first_w and j + vectors * lanes <= taps.last_w):
                     # the whole tile is one run of output pixels: it goes there from the registers
                     to = out + m * plane + (q * taps.step_h + taps.start_h) * job.out_w + j + taps.start_w
+                    if expected:
+                        if real is float:
+                            fc_expect_f32(to, rows, plane, vectors * lanes)
+                        else:
+                            fc_expect_f64(to, rows, plane, vectors * lanes)
                     correlate_tile(a, taps.terms, flat + p, job.offset + taps.table, taps.terms, rows, vectors, to,
                                    plane, bias + m if bias != NULL else NULL, flags)
                     continue
