@@ -42,7 +42,8 @@ class Kernel:
     ----------
     run : callable
         Forward ``(x, weight, bias, relu, geometry, out, budget)``; backward data ``(dout, weight, geometry, out,
-        budget, bias=None)``, where `bias` is added to the channels of `out`; backward weight ``(dout, x, geometry, out, budget)``.
+        budget, bias=None)``, where `bias` is added to the channels of `out`; backward weight ``(dout, x, geometry, out,
+        budget)``.
         Operation ``packed``: as forward, with what `pack` gave in place of the weight.
     unsupported : callable
         ``(geometry, dtype) -> str or None``: why it cannot run this.

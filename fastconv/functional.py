@@ -622,7 +622,7 @@ def _backward_data(dout: Array, weight: Array, geometry: Conv2dGeometry, shape: 
     result = _Result(shape, dtype, compute, out, **inputs)
     if result.array.size:
         cells = _batched(result.array) if zeros else memory.empty("the padded gradient", seen.input_shape, compute)
-        more = {} if bias is None else {"bias": _prepared("bias", bias, compute)}  # where there is padding to fold there is none
+        more = {} if bias is None else {"bias": _prepared("bias", bias, compute)}  # never where padding is folded
         plan.run(_prepared("dout", _batched(dout), compute), _prepared("weight", weight, compute), cells, **more)
         if not zeros:
             padding_modes.fold(cells, geometry.pads, mode, _batched(result.array))

@@ -775,14 +775,27 @@ static void FC_NAME(winograd_strip_tiles)(int gradient, int low, int narrow, con
         FC_NAME(strip_tiles)(0, 0, 0, strip, pitch, count, v, plane, step);
 }
 
-/* (rows, n) @ (n, vectors*LANES), a[s*lda + i] transposed; `rows` is a multiple of FC_PANEL. Added to c with `add`. */
+/* (rows, n) @ (n, vectors*LANES), a[s*lda + i] transposed; `rows` is a multiple of FC_PANEL. Added to c with `add`. What comes
+ * next, `ahead_a` and `ahead_b` cells behind a and b, is asked for meanwhile, a part of it before each tile of products, where
+ * these are not 0. */
 static void FC_NAME(winograd_outer)(const FC_T *a, ptrdiff_t lda, const FC_T *b, ptrdiff_t ldb, ptrdiff_t n, ptrdiff_t rows,
-                                    ptrdiff_t vectors, FC_T *c, ptrdiff_t ldc, int add)
+                                    ptrdiff_t vectors, FC_T *c, ptrdiff_t ldc, int add, ptrdiff_t ahead_a, ptrdiff_t ahead_b)
 {
+    enum { LINE = 64 / sizeof(FC_T) };
+    const FC_T *next_a = a + ahead_a, *next_b = b + ahead_b;
+    const ptrdiff_t tiles = ahead_a ? rows / FC_PRODUCT_ROWS * ((vectors + FC_PRODUCT_VECTORS - 1) / FC_PRODUCT_VECTORS) : 1;
+    const ptrdiff_t lines_a = (n * lda / LINE + tiles) / tiles, lines_b = (n * ldb / LINE + tiles) / tiles;
     for (ptrdiff_t rest = vectors, taken; rest; rest -= taken, b += taken * LANES, c += taken * LANES) {
         taken = FC_NAME(product_vectors)(rest);
-        for (ptrdiff_t i = 0; i < rows; i += FC_PRODUCT_ROWS)
+        for (ptrdiff_t i = 0; i < rows; i += FC_PRODUCT_ROWS) {
+            if (ahead_a) {
+                for (ptrdiff_t line = 0; line < lines_a; line++, next_a += LINE)
+                    __builtin_prefetch(next_a);
+                for (ptrdiff_t line = 0; line < lines_b; line++, next_b += LINE)
+                    __builtin_prefetch(next_b);
+            }
             FC_NAME(product_of)(taken, a + i, a + i, lda, b, ldb, n, c + i * ldc, ldc, add);
+        }
     }
 }
 

@@ -32,9 +32,9 @@ cdef extern from "simd.h" nogil:
     void fc_winograd_strip_tiles_f32(int, int, int, const float*, ptrdiff_t, ptrdiff_t, float*, ptrdiff_t, ptrdiff_t)
     void fc_winograd_strip_tiles_f64(int, int, int, const double*, ptrdiff_t, ptrdiff_t, double*, ptrdiff_t, ptrdiff_t)
     void fc_winograd_outer_f32(const float*, ptrdiff_t, const float*, ptrdiff_t, ptrdiff_t, ptrdiff_t, ptrdiff_t, float*,
-                               ptrdiff_t, int)
+                               ptrdiff_t, int, ptrdiff_t, ptrdiff_t)
     void fc_winograd_outer_f64(const double*, ptrdiff_t, const double*, ptrdiff_t, ptrdiff_t, ptrdiff_t, ptrdiff_t, double*,
-                               ptrdiff_t, int)
+                               ptrdiff_t, int, ptrdiff_t, ptrdiff_t)
     void fc_winograd_filter_gradients_f32(const float*, ptrdiff_t, ptrdiff_t, float*, int)
     void fc_winograd_filter_gradients_f64(const double*, ptrdiff_t, ptrdiff_t, double*, int)
 
@@ -116,8 +116,11 @@ cdef void slots_of_kinds(const FilterGradient* job, Py_ssize_t tile, Py_ssize_t 
     cdef Py_ssize_t i
     cdef Py_ssize_t count[4]
     memset(count, 0, sizeof(count))
-    for i in range(tile, last):
-        count[kind_of_tile(job, i)] += 1
+    if job.missing_h == 0 and job.missing_w == 0:
+        count[1] = last - tile
+    else:
+        for i in range(tile, last):
+            count[kind_of_tile(job, i)] += 1
     slot[0] = 0
     for i in range(4):
         slot[i + 1] = slot[i] + count[i]
@@ -202,8 +205,10 @@ cdef void multiply_tiles(const FilterGradient* job, Py_ssize_t tile, Py_ssize_t 
                          Py_ssize_t rows, Py_ssize_t vectors, real* m, bint add) noexcept nogil:
     """The products of tiles [tile, last), without those that vanish."""
     cdef Py_ssize_t slot[5]
-    cdef Py_ssize_t start, stop
+    cdef Py_ssize_t start, stop, ahead_a = 0, ahead_b = 0
     cdef int xi
+    if job.kept:  # it lies in the last cache
+        ahead_a, ahead_b = job.g_plane, job.v_plane
     slots_of_kinds(job, tile, last, slot)
     for xi in range(36):
         start, stop = 0, slot[4]
@@ -214,11 +219,11 @@ cdef void multiply_tiles(const FilterGradient* job, Py_ssize_t tile, Py_ssize_t 
         if real is float:
             fc_winograd_outer_f32(g + xi * job.g_plane + start * job.g_step, job.g_step,
                                   v + xi * job.v_plane + start * job.v_step, job.v_step, stop - start, rows, vectors,
-                                  m + xi * job.m_plane, job.c_block, add)
+                                  m + xi * job.m_plane, job.c_block, add, ahead_a, ahead_b)
         else:
             fc_winograd_outer_f64(g + xi * job.g_plane + start * job.g_step, job.g_step,
                                   v + xi * job.v_plane + start * job.v_step, job.v_step, stop - start, rows, vectors,
-                                  m + xi * job.m_plane, job.c_block, add)
+                                  m + xi * job.m_plane, job.c_block, add, ahead_a, ahead_b)
 
 
 cdef void add_gradients(const FilterGradient* job, const real* m, Py_ssize_t rows, Py_ssize_t sources, real* dw,
