@@ -69,7 +69,7 @@ class Backend(Protocol):
     def direct_forward(self, x: Array, weight: Array, bias: Array | None, relu: bool, geometry: Conv2dGeometry,
                        out: Array, budget: Budget) -> None: ...
     def direct_backward_data(self, dout: Array, weight: Array, geometry: Conv2dGeometry, out: Array,
-                             budget: Budget) -> None: ...
+                             budget: Budget, bias: Array | None = None) -> None: ...
     def direct_backward_weight(self, dout: Array, x: Array, geometry: Conv2dGeometry, out: Array,
                                budget: Budget) -> None: ...
     def bias_gradient(self, dout: Array, out: Array, threads: int) -> None: ...
@@ -160,8 +160,9 @@ class NumpyBackend:
         out[...] = reference.conv2d_core(x, weight, bias, geometry, relu)
 
     def direct_backward_data(self, dout: Array, weight: Array, geometry: Conv2dGeometry, out: Array,
-                             budget: Budget) -> None:
+                             budget: Budget, bias: Array | None = None) -> None:
         out[...] = reference.conv2d_backward_data_core(dout, weight, geometry)
+        im2col_gemm.add_bias(out, bias)
 
     def direct_backward_weight(self, dout: Array, x: Array, geometry: Conv2dGeometry, out: Array,
                                budget: Budget) -> None:
@@ -263,11 +264,11 @@ class CythonBackend(NumpyBackend):
                                        budget.threads)
 
     def direct_backward_data(self, dout: Array, weight: Array, geometry: Conv2dGeometry, out: Array,
-                             budget: Budget) -> None:
-        if not self._kernels().direct_backward_data(dout, weight, geometry, out, memory.scratch(budget.nbytes),
+                             budget: Budget, bias: Array | None = None) -> None:
+        if not self._kernels().direct_backward_data(dout, weight, bias, geometry, out, memory.scratch(budget.nbytes),
                                                     budget.threads):
             # rule 3: an infinite weight must not meet padding of dout, which the column matrix does not have
-            im2col_gemm.backward_data(self, dout, weight, geometry, out, im2col_gemm.modest(budget))
+            im2col_gemm.backward_data(self, dout, weight, geometry, out, im2col_gemm.modest(budget), bias)
 
     def direct_backward_weight(self, dout: Array, x: Array, geometry: Conv2dGeometry, out: Array,
                                budget: Budget) -> None:
@@ -287,8 +288,8 @@ class CythonBackend(NumpyBackend):
                                               budget.threads)
 
     def implicit_gemm_backward_data(self, dout: Array, weight: Array, geometry: Conv2dGeometry, out: Array,
-                                    budget: Budget) -> None:
-        self._kernels().implicit_gemm_backward_data(dout, weight, geometry, out, memory.scratch(budget.nbytes),
+                                    budget: Budget, bias: Array | None = None) -> None:
+        self._kernels().implicit_gemm_backward_data(dout, weight, bias, geometry, out, memory.scratch(budget.nbytes),
                                                     budget.threads)
 
     def implicit_gemm_backward_weight(self, dout: Array, x: Array, geometry: Conv2dGeometry, out: Array,
@@ -360,12 +361,12 @@ class CythonBackend(NumpyBackend):
             self._recompute("forward", direct, x[start:stop], part, out[start:stop], budget, filters.tile, rows)
 
     def winograd_backward_data(self, dout: Array, weight: Array, geometry: Conv2dGeometry, out: Array,
-                               budget: Budget) -> None:
+                               budget: Budget, bias: Array | None = None) -> None:
         def direct(dout: Array, geometry: Conv2dGeometry, out: Array, budget: Budget) -> None:
-            self.direct_backward_data(dout, weight, geometry, out, budget)
+            self.direct_backward_data(dout, weight, geometry, out, budget, bias)
 
         tile = winograd.best_tile("backward_data", geometry)
-        spoiled = self._kernels().winograd_convolve(tile, dout, weight, None, None, False, True, geometry, out, out.nbytes,
+        spoiled = self._kernels().winograd_convolve(tile, dout, weight, None, bias, False, True, geometry, out, out.nbytes,
                                                     memory.scratch(budget.nbytes), budget.threads)
         self._recompute("backward_data", direct, dout, geometry, out, budget, tile, spoiled)
 

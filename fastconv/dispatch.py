@@ -42,7 +42,8 @@ class Kernel:
     ----------
     run : callable
         Forward ``(x, weight, bias, relu, geometry, out, budget)``; backward data ``(dout, weight, geometry, out,
-        budget)``; backward weight ``(dout, x, geometry, out, budget)``.
+        budget, bias=None)``, where `bias` is added to the channels of `out`; backward weight ``(dout, x, geometry, out,
+        budget)``.
         Operation ``packed``: as forward, with what `pack` gave in place of the weight.
     unsupported : callable
         ``(geometry, dtype) -> str or None``: why it cannot run this.
@@ -151,11 +152,14 @@ class Plan:
     _geometry: Conv2dGeometry = field(repr=False)
     _budget: Budget = field(repr=False)
 
-    def run(self, *arguments: Any) -> None:
-        """Run the kernel on checked arrays: the operation's two inputs (and bias and relu), then ``out``."""
+    def run(self, *arguments: Any, **more: Any) -> None:
+        """Run the kernel on checked arrays: the operation's two inputs (and bias and relu), then ``out``.
+
+        Backward data takes ``bias=`` as well.
+        """
         *inputs, out = arguments
         memory.check_bytes(f"algorithm {self.algorithm!r}", self.workspace_bytes)
-        self._kernel.run(*inputs, self._geometry, out, self._budget)
+        self._kernel.run(*inputs, self._geometry, out, self._budget, **more)
 
     def pack(self, weight: np.ndarray) -> Any:
         """What a plan for operation ``packed`` takes in place of a checked weight."""

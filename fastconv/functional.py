@@ -714,12 +714,10 @@ def _backward_data(dout: Array, weight: Array, geometry: Conv2dGeometry, shape: 
     result = _Result(shape, dtype, compute, out, **inputs)
     if result.array.size:
         cells = _batched(result.array) if zeros else memory.empty("the padded gradient", seen.input_shape, compute)
-        plan.run(_prepared("dout", _batched(dout), compute), _prepared("weight", weight, compute), cells)
+        more = {} if bias is None else {"bias": _prepared("bias", bias, compute)}  # never where padding is folded
+        plan.run(_prepared("dout", _batched(dout), compute), _prepared("weight", weight, compute), cells, **more)
         if not zeros:
             padding_modes.fold(cells, geometry.pads, mode, _batched(result.array))
-        if bias is not None:
-            with np.errstate(all="ignore"):
-                np.add(result.array, bias.astype(compute)[:, None, None], out=result.array)
     return result()
 
 

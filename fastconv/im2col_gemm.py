@@ -156,8 +156,15 @@ def forward(backend: Backend, x: Array, weight: Array, bias: Array | None, relu:
                 np.maximum(to, 0, out=to)
 
 
-def backward_data(backend: Backend, dout: Array, weight: Array, geometry: Conv2dGeometry, out: Array,
-                  budget: Budget) -> None:
+def add_bias(out: Array, bias: Array | None) -> None:
+    """Add a number to each channel of `out`, if there is a `bias`: for kernels that do not do it on their way."""
+    if bias is not None:
+        with np.errstate(all="ignore"):
+            np.add(out, bias[:, None, None], out=out)
+
+
+def backward_data(backend: Backend, dout: Array, weight: Array, geometry: Conv2dGeometry, out: Array, budget: Budget,
+                  bias: Array | None = None) -> None:
     """For each group: (C/g*KH*KW, K/g) @ (N, K/g, P) -> (N, C/g*KH*KW, P), then col2im."""
     g = geometry.groups
     turned = weight.reshape(g, geometry.out_channels // g, -1).swapaxes(1, 2)
@@ -177,6 +184,7 @@ def backward_data(backend: Backend, dout: Array, weight: Array, geometry: Conv2d
                     dx = memory.empty("dx", part.input_shape, dout.dtype)
                     backend.col2im(col, part, "columns", dx, budget.threads)
                     np.add(to, dx, out=to)
+    add_bias(out, bias)
 
 
 def backward_weight(backend: Backend, dout: Array, x: Array, geometry: Conv2dGeometry, out: Array,

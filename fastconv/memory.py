@@ -117,7 +117,7 @@ def scratch(nbytes: int) -> np.ndarray:
     kept: np.ndarray | None = getattr(_local, "buffer", None)
     if kept is not None and kept.size >= nbytes and _local.generation == _generation:
         return kept
-    _local.buffer = None
+    kept = _local.buffer = None  # before there is another one
     buffer = aligned_bytes("scratch memory", nbytes)
     if nbytes <= KEPT_SCRATCH_BYTES:
         _local.buffer, _local.generation = buffer, _generation

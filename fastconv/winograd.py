@@ -27,6 +27,9 @@ TILES = {3: (4, 2), 4: (3,), 5: (2,)}
 #: Cells of a transformed tile of F(3x3, 4x4), and the most channels of a block of its kernel.
 _GRADIENT_CELLS, _GRADIENT_BLOCK = 36, 128
 
+#: So many tiles of all channels are transformed once, if that takes no more than so many elements (winograd_gradient.pxi).
+_KEPT_TILES, _KEPT_ELEMENTS = 128, 2621440
+
 #: Of the vectors that the constants below are for, and the tiles that go through the products together.
 LANES, _BLOCK_TILES = 16, 64
 
@@ -152,11 +155,17 @@ def least_cost(operation: str, geometry: Conv2dGeometry) -> float:
     if operation != "backward_weight":
         return cost(operation, geometry, best_tile(operation, geometry))
     sources, rows = geometry.channels // geometry.groups, geometry.out_channels // geometry.groups
-    tiles = geometry.batch * -(-geometry.out_size[0] // 4) * -(-geometry.out_size[1] // 4)
+    height, width = geometry.out_size
+    down, across = -(-height // 4), -(-width // 4)
+    tiles = geometry.batch * down * across
     vectors, panels = -(-sources // LANES), -(-rows // LANES)
-    # each block of channels transforms what it needs
-    transforms = vectors * -(-rows // _GRADIENT_BLOCK) + panels * -(-sources // _GRADIENT_BLOCK)
-    work = _GRADIENT_CELLS * tiles * LANES * (panels * vectors + _TO_GRADIENT_TILES * transforms)
+    if tiles <= _KEPT_TILES and _GRADIENT_CELLS * tiles * geometry.groups * (sources + rows) <= _KEPT_ELEMENTS:
+        transforms = vectors + panels
+    else:  # each block of channels transforms what it needs
+        transforms = vectors * -(-rows // _GRADIENT_BLOCK) + panels * -(-sources // _GRADIENT_BLOCK)
+    # of the last tiles as many values vanish, by row and by column, as pixels are missing
+    products = geometry.batch * (6 * down - (4 * down - height)) * (6 * across - (4 * across - width))
+    work = LANES * (products * panels * vectors + _GRADIENT_CELLS * tiles * _TO_GRADIENT_TILES * transforms)
     return (work + _GRADIENT * rows * sources) * geometry.groups + _CALL
 
 

@@ -390,6 +390,15 @@ def test_short_calls_are_counted_in_bunches(fake_time):
     assert abs(len(fake_time.log) - (3 + 7 * (before + counted))) <= 7
 
 
+def test_threads_are_given_time_to_spread(fake_time, monkeypatch):
+    monkeypatch.setattr(timing, "_settle", lambda threads: None)
+    samples = timing.interleave({"a": fake_time("a", 1e-3), "b": fake_time("b", 0.06)}, 2.0, threads=2, rounds=(2, 2))
+    assert (samples["a"].iterations, samples["b"].iterations) == (10, 1)
+    before = round(timing.SPREAD_SECONDS / 1e-3)  # the clock is rounded, so one more or less
+    assert abs(fake_time.log.count("a") - (3 + 2 * (before + 10))) <= 2
+    assert fake_time.log.count("b") == 3 + 2 * (2 + 1)
+
+
 def test_slow_contenders_are_spread_over_the_rounds(fake_time):
     timing.interleave({"a": fake_time("a", 0.021), "b": fake_time("b", 0.105)}, 1.0, rounds=(1, 20),
                       seen={"a": 0.021, "b": 0.105})

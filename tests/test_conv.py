@@ -176,6 +176,42 @@ def test_backward_data(case, data_engine, poisoned, assert_accurate):
             assert_accurate(got, p.dx, p.dx_spread, algorithm=algorithm)
 
 
+def data_plus_bias(dout, weight, bias, shape, *, algorithm, out, **arguments):
+    """What conv_transpose2d does, which has no algorithm to choose."""
+    plan = fastconv.plan_conv2d(shape, weight.shape, **arguments, dtype=dout.dtype, direction="backward_data",
+                                algorithm=algorithm)
+    plan.run(dout, weight, out, bias=bias)
+    return out
+
+
+@pytest.mark.parametrize("case", [case for case in CONV_CASES if len(case.x) == 4], ids=str)
+def test_backward_data_plus_bias(case, data_engine, poisoned, assert_accurate):
+    for dtype in FLOATS:
+        p = problem(case, dtype)
+        algorithm = p.algorithm(data_engine, "backward_data")
+        bias = np.linspace(-2, 3, case.x[1], dtype=dtype)
+        got = compute(data_engine, algorithm, data_plus_bias, p.dout, p.weight, poisoned.place(bias), case.x, **p.arguments,
+                      out=np.full(case.x, np.nan, dtype))
+        if got is not None:
+            assert_accurate(got, p.dx + bias[:, None, None].astype(np.float64), p.dx_spread, algorithm=algorithm)
+
+
+@pytest.mark.parametrize("broken", ["weight", "dout"])
+def test_bias_where_something_is_not_finite(broken, data_engine):
+    """Rules 3 and 13: what is computed anew has the bias once."""
+    rng = np.random.default_rng(0)
+    arrays = {"dout": rng.standard_normal((1, 16, 40, 12)), "weight": rng.standard_normal((16, 8, 3, 3))}
+    arrays[broken][0, 0, 1, 1] = np.inf
+    x, bias = (1, 8, 40, 12), np.arange(8.0)
+    got, dx = np.empty(x), np.empty(x)
+    how = {"padding": 1, "algorithm": data_engine.algorithm}
+    data_plus_bias(arrays["dout"], arrays["weight"], bias, x, out=got, **how)
+    data_plus_bias(arrays["dout"], arrays["weight"], None, x, out=dx, **how)
+    np.testing.assert_allclose(got, dx + bias[:, None, None], rtol=0, atol=1e-12)
+    assert np.isfinite(dx).any()
+    assert not np.isfinite(dx).all()
+
+
 @pytest.mark.parametrize("case", CONV_CASES, ids=str)
 def test_backward_weight(case, weight_engine, poisoned, assert_accurate):
     for dtype in FLOATS:

@@ -13,6 +13,7 @@ import subprocess
 import sys
 import threading
 import tracemalloc
+import weakref
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -895,3 +896,18 @@ def test_other_arrays_keep_numpys_allocator():
     with pytest.raises(MemoryError):
         memory._recycler().empty((2**50,), np.float64)
     assert core.multiarray.get_handler_name(np.empty(3)) == before
+
+
+def test_scratch_that_grows_is_not_there_twice(monkeypatch):
+    fastconv.release_memory()
+    before = weakref.ref(memory.scratch(2**16))
+    assert before() is not None
+    allocate, alive = memory.aligned_bytes, []
+
+    def watch(what: str, nbytes: int) -> np.ndarray:
+        alive.append(before() is not None)
+        return allocate(what, nbytes)
+
+    monkeypatch.setattr(memory, "aligned_bytes", watch)
+    memory.scratch(2**20)
+    assert alive == [False]

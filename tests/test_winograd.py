@@ -233,6 +233,27 @@ def test_short_tiles_need_fewer_products(tile, missing):
             assert total == (ONE if cell == pixel + tap else ZERO)
 
 
+@pytest.mark.parametrize("missing", [1, 2, 3])
+def test_short_tiles_of_gradients_need_fewer_products(missing):
+    """F(3x3, 4x4): the last pixels of the output's gradient, its taps, do not exist, so nothing meets the last cells."""
+    tile = next(tile for tile in TILES if (tile.size, tile.taps) == (3, 4))
+    a, g, b = toom_cook(tile)
+    vanishing = {i % tile.cells for i in VANISHING[missing]}
+    for tap, cell in itertools.product(range(tile.taps - missing), range(tile.cells - missing)):
+        d = [ONE if i == cell else ZERO for i in range(tile.cells)]
+        if missing == 2:
+            d[4] = Surd(Fraction(5, 2)) * d[2] - d[0]
+        if missing == 3:
+            d[3], d[4] = Surd(Fraction(1, 2)) * d[1], Surd(Fraction(1, 2)) * d[2]
+        last = sum(((b[-1][i] * d[i]) for i in range(tile.cells - 1)), start=ZERO)
+        d[-1] = (ZERO - last) / b[-1][-1]
+        values = [sum((b[i][j] * d[j] for j in range(tile.cells)), start=ZERO) for i in range(tile.cells)]
+        assert all(values[i] == ZERO for i in vanishing)
+        for pixel in range(tile.size):  # of the gradient of the filter
+            total = sum((a[pixel][i] * g[i][tap] * values[i] for i in range(tile.cells) if i not in vanishing), start=ZERO)
+            assert total == (ONE if cell == pixel + tap else ZERO)
+
+
 @pytest.mark.parametrize("batch", [1, 4, 100])
 def test_which_short_tiles_are_taken_apart(batch, isa):
     """The last columns of tiles only where there are channels enough to pay for it; whatever the batch, for the bits' sake."""
@@ -989,9 +1010,10 @@ def test_gradients_of_sizes_and_paddings(padding, dtype, isa, rng, poisoned, ass
     assert tried >= 8
 
 
-#: Blocks are of up to 128 channels on both sides, and of 16 tiles.
+#: Blocks are of up to 128 channels on both sides, and of 16 tiles; of 64 and 64 where there are at most 128 tiles in all.
 GRADIENT_BLOCKS = (*BLOCKS, Blocks("many-on-both-sides", (2, 150, 9, 10), 133), Blocks("two-groups", (2, 290, 5, 6), 34, 1, 2),
-                   Blocks("whole-vectors", (3, 32, 17, 16), 48))
+                   Blocks("whole-vectors", (3, 32, 17, 16), 48), Blocks("two-chunks", (5, 70, 14, 15), 66),
+                   Blocks("more-tiles-than-are-kept", (9, 140, 14, 15), 130))
 
 
 @every_dtype

@@ -7,8 +7,10 @@ to run last. A turn is
 1. a wait until no thread of this process works any more, where there are several: pools of OpenMP and BLAS threads go on
    spinning for a while after their work, and would do so at the next contender's expense;
 2. calls that are not counted, for 5 ms and at least one, if a call takes less than 20 ms: they bring the contender's code and
-   data back into the caches, and wake its threads and the processors that slept in the wait;
-3. the sample: as many calls in a row as take a millisecond, one if a call takes longer. What counts is the mean of these.
+   data back into the caches, and wake the processor that slept in the wait. With several threads they go on for 0.1 s, if a
+   call takes less than that: threads that slept so long wake up on one processor, and are spread over all by and by;
+3. the sample: as many calls in a row as take a millisecond (ten with several threads), one if a call takes longer. What
+   counts is the mean of these.
 
 Each contender has the same time; a slow one so has fewer turns, and they are spread evenly over the rounds. It has five
 at least, or one if a turn takes longer than 0.2 s. The garbage collector is off during a turn.
@@ -25,8 +27,8 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
-#: A sample is at least this long, if it takes several calls to be.
-SAMPLE_SECONDS = 1e-3
+#: A sample is at least this long, with one thread and with several, if it takes several calls to be.
+SAMPLE_SECONDS, SAMPLE_SECONDS_OF_MANY = 1e-3, 1e-2
 
 #: Calls that take longer are not preceded by any that are not counted: caches are a small part of them.
 WARM_UP_BELOW = 20e-3
@@ -34,11 +36,16 @@ WARM_UP_BELOW = 20e-3
 #: How long the calls go on that are not counted.
 WARM_UP_SECONDS = 5e-3
 
+#: The same with several threads, both. After a wait of 0.1 s a Linux guest was seen to run two threads on one of its two
+#: processors for 70 ms, whosever they were, so that a turn of 5 ms showed no second thread at all.
+SPREAD_SECONDS = 0.1
+
 #: How many rounds there are at least and at most. Whose turn takes longer than SLOW seconds has one if need be.
 ROUNDS, SLOW = (5, 25), 0.2
 
-#: Waiting for other threads: how long to look whether they work, what counts as rest, and when to give up.
-LOOK_SECONDS, REST, PATIENCE_SECONDS = 5e-3, 0.1, 0.1
+#: Waiting for other threads: how long to look whether they work, what counts as rest, and when to give up. OpenBLAS's spin
+#: for 2**28 ticks of the time stamp counter after their work, which are 0.1 s at 2.6 GHz.
+LOOK_SECONDS, REST, PATIENCE_SECONDS = 5e-3, 0.1, 0.5
 
 
 @dataclass
@@ -96,18 +103,21 @@ def interleave(calls: Mapping[str, Callable[[], Any]], seconds: float, *, thread
         `samples`. A contender without any turn is not in it.
     """
     samples = {} if samples is None else samples
+    below, warm_up, sample = WARM_UP_BELOW, WARM_UP_SECONDS, SAMPLE_SECONDS
+    if threads > 1:
+        below, warm_up, sample = SPREAD_SECONDS, SPREAD_SECONDS, SAMPLE_SECONDS_OF_MANY
     found: dict[str, Samples] = {}
     costs: dict[str, float] = {}
     short: set[str] = set()
     for name, call in calls.items():
         once = (seen or {}).get(name, 0.0)
-        if once < WARM_UP_BELOW:
+        if once < below:
             short.add(name)
             _settle(threads)
             with inside(name):
                 once = min(_sample(call, 1) for _ in range(3))
-        found[name] = Samples(max(1, math.ceil(SAMPLE_SECONDS / max(once, 1e-9))) if once < SAMPLE_SECONDS else 1)
-        uncounted = max(once, WARM_UP_SECONDS) if name in short else 0.0
+        found[name] = Samples(max(1, math.ceil(sample / max(once, 1e-9))))
+        uncounted = max(once, warm_up) if name in short else 0.0
         costs[name] = max(once * found[name].iterations + uncounted, 1e-9)
     turns = _turns(costs, seconds, rounds)
     last = max(turns.values(), default=0)
@@ -119,7 +129,7 @@ def interleave(calls: Mapping[str, Callable[[], Any]], seconds: float, *, thread
             entry = found[name]
             with inside(name):
                 if name in short:
-                    _warm_up(calls[name])
+                    _warm_up(calls[name], warm_up)
                 entry.seconds.append(_sample(calls[name], entry.iterations))
             samples[name] = entry
     return samples
@@ -136,9 +146,9 @@ def _turns(costs: Mapping[str, float], seconds: float, rounds: tuple[int, int]) 
     return turns
 
 
-def _warm_up(call: Callable[[], Any]) -> None:
-    """Calls that are not counted."""
-    end = time.perf_counter() + WARM_UP_SECONDS
+def _warm_up(call: Callable[[], Any], seconds: float) -> None:
+    """Calls that are not counted, for so long."""
+    end = time.perf_counter() + seconds
     call()
     while time.perf_counter() < end:
         call()

@@ -40,12 +40,13 @@ class NumbaBackend(NumpyBackend):
         direct.forward(x, weight, bias, relu, geometry, out, budget.threads)
 
     def direct_backward_data(self, dout: Array, weight: Array, geometry: Conv2dGeometry, out: Array,
-                             budget: Budget) -> None:
+                             budget: Budget, bias: Array | None = None) -> None:
         from . import direct
 
         if not direct.backward_data(dout, weight, geometry, out, budget.threads):
             # rule 3: an infinite weight must not meet padding of dout, which the column matrix does not have
             im2col_gemm.backward_data(self, dout, weight, geometry, out, im2col_gemm.modest(budget))
+        im2col_gemm.add_bias(out, bias)
 
     def direct_backward_weight(self, dout: Array, x: Array, geometry: Conv2dGeometry, out: Array,
                                budget: Budget) -> None:

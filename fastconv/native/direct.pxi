@@ -885,26 +885,29 @@ cdef int forward_of(cnp.ndarray x, cnp.ndarray weight, object bias, bint relu, o
     return 0
 
 
-def direct_backward_data(cnp.ndarray dout, cnp.ndarray weight, geometry, cnp.ndarray out, cnp.ndarray scratch,
+def direct_backward_data(cnp.ndarray dout, cnp.ndarray weight, bias, geometry, cnp.ndarray out, cnp.ndarray scratch,
                          int threads):
-    """The gradient with respect to the input, into `out`.
+    """The gradient with respect to the input, plus a `bias` for each of its channels or None, into `out`.
 
     Returns False, with `out` untouched, where a weight is not finite: the flat copy's padding of zeros would meet it and
     give NaN, where the gradient sums only over the cells of dout that exist.
     """
     if dout.descr.itemsize == 4:
-        return backward_data_of[float](dout, weight, geometry, out, scratch, threads) != 0
-    return backward_data_of[double](dout, weight, geometry, out, scratch, threads) != 0
+        return backward_data_of[float](dout, weight, bias, geometry, out, scratch, threads) != 0
+    return backward_data_of[double](dout, weight, bias, geometry, out, scratch, threads) != 0
 
 
-cdef int backward_data_of(cnp.ndarray dout, cnp.ndarray weight, object geometry, cnp.ndarray out, cnp.ndarray scratch,
-                          int threads, real* dtype=NULL) except -1:
+cdef int backward_data_of(cnp.ndarray dout, cnp.ndarray weight, object bias, object geometry, cnp.ndarray out,
+                          cnp.ndarray scratch, int threads, real* dtype=NULL) except -1:
     cdef Window v = read_conv(geometry)
     cdef Correlation job
     cdef char* work = <char*> cnp.PyArray_DATA(scratch)
     cdef const real* w = <const real*> cnp.PyArray_DATA(weight)
+    cdef const real* b = NULL
     cdef real* turned
     cdef bint finite
+    if bias is not None:
+        b = <const real*> cnp.PyArray_DATA(<cnp.ndarray> bias)
     with nogil:
         finite = all_finite(w, v.k * (v.c // v.groups) * v.kh * v.kw)
         if finite:
@@ -913,7 +916,7 @@ cdef int backward_data_of(cnp.ndarray dout, cnp.ndarray weight, object geometry,
             turned = <real*> work
             work += aligned(v.groups * job.group_weights * sizeof(real))
             turn_all_weights(&job, &v, w, turned, threads)
-            run_correlation(&job, <const real*> cnp.PyArray_DATA(dout), <const real*> turned, <const real*> NULL, False,
+            run_correlation(&job, <const real*> cnp.PyArray_DATA(dout), <const real*> turned, b, False,
                             <real*> cnp.PyArray_DATA(out), work, threads)
     return finite
 

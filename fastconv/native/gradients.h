@@ -160,20 +160,21 @@ FC_INLINE VEC FC_NAME(within)(VEC v, FC_INT cell, FC_INT first, FC_INT stop)
 
 /* One row of an image from its column matrix: to[x] for x in [0, count). Place u of class b (x = u*step + b) is the sum, over
  * the taps of that class, tap[start[b]] to tap[start[b + 1] - 1], and over all `rows`, of col[row[i] + tap.row + u + tap.shift],
- * with zeros for cells u + tap.shift outside [0, length). `room` elements from `to` on may be written; `spare` has room for
- * the classes, each in whole vectors. */
+ * with zeros for cells u + tap.shift outside [0, length), plus `bias`. `room` elements from `to` on may be written; `spare` has
+ * room for the classes, each in whole vectors. */
 static void FC_NAME(gather_row)(FC_T *to, ptrdiff_t count, ptrdiff_t room, ptrdiff_t step, const FC_T *col,
                                 const ptrdiff_t *row, ptrdiff_t rows, const fc_tap *tap, const ptrdiff_t *start,
-                                ptrdiff_t length, FC_T *spare)
+                                ptrdiff_t length, FC_T bias, FC_T *spare)
 {
     const ptrdiff_t pitch = ((count + step - 1) / step + LANES - 1) / LANES * LANES;
     if (rows == 0) {
-        memset(to, 0, (size_t)count * sizeof(FC_T));
+        for (ptrdiff_t x = 0; x < count; x++)
+            to[x] = bias;
         return;
     }
     for (ptrdiff_t b = 0; b < step; b++)
         for (ptrdiff_t u = 0; u < (count - b + step - 1) / step; u += LANES) {
-            VEC sum = {0};
+            VEC sum = bias - (VEC){0};
             for (ptrdiff_t t = start[b]; t < start[b + 1]; t++) {
                 const ptrdiff_t cell = u + tap[t].shift;
                 if (cell >= length || cell + LANES <= 0)

@@ -658,9 +658,9 @@ cdef extern from "simd.h" nogil:
         ptrdiff_t row
         ptrdiff_t shift
     void fc_gather_row_f32(float*, ptrdiff_t, ptrdiff_t, ptrdiff_t, const float*, const ptrdiff_t*, ptrdiff_t,
-                           const fc_tap*, const ptrdiff_t*, ptrdiff_t, float*)
+                           const fc_tap*, const ptrdiff_t*, ptrdiff_t, float, float*)
     void fc_gather_row_f64(double*, ptrdiff_t, ptrdiff_t, ptrdiff_t, const double*, const ptrdiff_t*, ptrdiff_t,
-                           const fc_tap*, const ptrdiff_t*, ptrdiff_t, double*)
+                           const fc_tap*, const ptrdiff_t*, ptrdiff_t, double, double*)
 
 cdef enum:
     DATA_BYTES = 786432      # of dout's panel
@@ -766,8 +766,8 @@ cdef void columns_of_pixels(const DataJob* job, const real* weights, const real*
                       product + pixels * width + lanes)
 
 
-cdef void data_item(const DataJob* job, Py_ssize_t item, const real* dout, const real* weights, const ptrdiff_t* offset,
-                    const ptrdiff_t* plane, const real* end, real* dx, char* scratch) noexcept nogil:
+cdef void data_item(const DataJob* job, Py_ssize_t item, const real* dout, const real* weights, const real* bias,
+                    const ptrdiff_t* offset, const ptrdiff_t* plane, const real* end, real* dx, char* scratch) noexcept nogil:
     """dx of one (group, band or images, block of input channels). `weights` are turned, but for few pixels."""
     cdef const Window* v = &job.v
     cdef Py_ssize_t lanes = FC_VECTOR_BYTES // sizeof(real)
@@ -790,6 +790,7 @@ cdef void data_item(const DataJob* job, Py_ssize_t item, const real* dout, const
     cdef Py_ssize_t y, b, i, j, t, n
     cdef const real* source
     cdef real* to
+    cdef real add
     # the taps of a row by the columns that they met: those of one parity class after the other
     n = 0
     for b in range(v.sw):
@@ -825,39 +826,43 @@ cdef void data_item(const DataJob* job, Py_ssize_t item, const real* dout, const
                         n += 1
                 to = dx + ((((image0 + image) * v.groups + group) * job.cg + c0) * v.h + y) * v.w
                 for c in range(c1 - c0):
+                    add = bias[group * job.cg + c0 + c] if bias != NULL else 0
                     if real is float:
                         fc_expect_f32(to + c * v.h * v.w + v.w, 1, 0, v.w)
                         fc_gather_row_f32(to + c * v.h * v.w, v.w, (r1 - y) * v.w, v.sw, col + c * job.taps * job.width, row, n,
-                                          tap, start, v.ow, spare)
+                                          tap, start, v.ow, add, spare)
                     else:
                         fc_expect_f64(to + c * v.h * v.w + v.w, 1, 0, v.w)
                         fc_gather_row_f64(to + c * v.h * v.w, v.w, (r1 - y) * v.w, v.sw, col + c * job.taps * job.width, row, n,
-                                          tap, start, v.ow, spare)
+                                          tap, start, v.ow, add, spare)
         c0 = c1
 
 
-def implicit_gemm_backward_data(cnp.ndarray dout, cnp.ndarray weight, geometry, cnp.ndarray out, cnp.ndarray scratch,
+def implicit_gemm_backward_data(cnp.ndarray dout, cnp.ndarray weight, bias, geometry, cnp.ndarray out, cnp.ndarray scratch,
                                 int threads):
-    """The gradient with respect to the input, into `out`."""
+    """The gradient with respect to the input, plus a `bias` for each of its channels or None, into `out`."""
     if dout.descr.itemsize == 4:
-        gemm_data_of[float](dout, weight, geometry, out, scratch, threads)
+        gemm_data_of[float](dout, weight, bias, geometry, out, scratch, threads)
     else:
-        gemm_data_of[double](dout, weight, geometry, out, scratch, threads)
+        gemm_data_of[double](dout, weight, bias, geometry, out, scratch, threads)
 
 
-cdef int gemm_data_of(cnp.ndarray dout, cnp.ndarray weight, object geometry, cnp.ndarray out, cnp.ndarray scratch,
-                      int threads, real* dtype=NULL) except -1:
+cdef int gemm_data_of(cnp.ndarray dout, cnp.ndarray weight, object bias, object geometry, cnp.ndarray out,
+                      cnp.ndarray scratch, int threads, real* dtype=NULL) except -1:
     cdef Window v = read_conv(geometry)
     cdef DataJob job
     cdef char* work = <char*> cnp.PyArray_DATA(scratch)
     cdef const real* source = <const real*> cnp.PyArray_DATA(dout)
     cdef const real* w = <const real*> cnp.PyArray_DATA(weight)
+    cdef const real* b = NULL
     cdef const real* end = w + cnp.PyArray_SIZE(weight)
     cdef real* to = <real*> cnp.PyArray_DATA(out)
     cdef real* turned = <real*> work
     cdef ptrdiff_t* offset
     cdef ptrdiff_t* row
     cdef Py_ssize_t item, items, i
+    if bias is not None:
+        b = <const real*> cnp.PyArray_DATA(<cnp.ndarray> bias)
     with nogil:
         plan_data(&job, &v, sizeof(real), threads)
         offset = <ptrdiff_t*> (work + job.turned_bytes)
@@ -880,10 +885,10 @@ cdef int gemm_data_of(cnp.ndarray dout, cnp.ndarray weight, object geometry, cnp
         items = v.groups * job.blocks * job.parts
         if items == 1 or threads == 1:
             for item in range(items):
-                data_item(&job, item, source, w, offset, row, end, to, work)
+                data_item(&job, item, source, w, b, offset, row, end, to, work)
         else:
             for item in prange(items, num_threads=threads, schedule="dynamic"):
-                data_item(&job, item, source, w, offset, row, end, to, work + threadid() * job.thread_bytes)
+                data_item(&job, item, source, w, b, offset, row, end, to, work + threadid() * job.thread_bytes)
     return 0
 
 

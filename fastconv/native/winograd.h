@@ -711,10 +711,21 @@ static void FC_NAME(winograd_strip)(const FC_T *source, ptrdiff_t channels, ptrd
         }
 }
 
+/* B' d, in place, of 6 cells of a tile whose last `missing` pixels of the output's gradient do not exist: its last cells meet
+ * nothing but their zeros, as those of winograd_b_short meet no pixel, and the same values vanish. */
+FC_INLINE void FC_NAME(winograd_b_of)(int missing, VEC *d)
+{
+    if (missing)
+        FC_NAME(winograd_b_short)(6, missing, (IVEC){0}, d);
+    else
+        FC_NAME(winograd_b)(6, d);
+}
+
 /* Transforms a strip of `count` neighbouring tiles that begin 4 cells apart, of 6x6 cells by B' or of 4x4 by G, to
- * v[(i*6 + j)*plane + t*step + lane]. Where the next tile goes is fetched meanwhile. */
-FC_INLINE void FC_NAME(strip_tiles)(const int gradient, const FC_T *strip, ptrdiff_t pitch, ptrdiff_t count, FC_T *v,
-                                    ptrdiff_t plane, ptrdiff_t step)
+ * v[(i*6 + j)*plane + t*step + lane]. So many rows (low) and columns (narrow) of pixels are missing in all of them. Where the
+ * next tile goes is fetched meanwhile. */
+FC_INLINE void FC_NAME(strip_tiles)(const int gradient, int low, int narrow, const FC_T *strip, ptrdiff_t pitch,
+                                    ptrdiff_t count, FC_T *v, ptrdiff_t plane, ptrdiff_t step)
 {
     const int cells = gradient ? 4 : 6;
     for (ptrdiff_t t = 0; t < count; t++, strip += 4 * LANES, v += step) {
@@ -728,7 +739,7 @@ FC_INLINE void FC_NAME(strip_tiles)(const int gradient, const FC_T *strip, ptrdi
             if (gradient)
                 FC_NAME(winograd_g)(6, 4, d, half[i]);
             else {
-                FC_NAME(winograd_b)(6, d);
+                FC_NAME(winograd_b_of)(narrow, d);
                 FC_UNROLL
                 for (int j = 0; j < 6; j++)
                     half[i][j] = d[j];
@@ -743,7 +754,7 @@ FC_INLINE void FC_NAME(strip_tiles)(const int gradient, const FC_T *strip, ptrdi
             if (gradient)
                 FC_NAME(winograd_g)(6, 4, d, u);
             else
-                FC_NAME(winograd_b)(6, d);
+                FC_NAME(winograd_b_of)(low, d);
             FC_UNROLL
             for (int i = 0; i < 6; i++) {
                 *(UVEC *)(v + (i * 6 + j) * plane) = gradient ? u[i] : d[i];
@@ -753,28 +764,44 @@ FC_INLINE void FC_NAME(strip_tiles)(const int gradient, const FC_T *strip, ptrdi
     }
 }
 
-static void FC_NAME(winograd_strip_tiles)(int gradient, const FC_T *strip, ptrdiff_t pitch, ptrdiff_t count, FC_T *v,
-                                          ptrdiff_t plane, ptrdiff_t step)
+static void FC_NAME(winograd_strip_tiles)(int gradient, int low, int narrow, const FC_T *strip, ptrdiff_t pitch,
+                                          ptrdiff_t count, FC_T *v, ptrdiff_t plane, ptrdiff_t step)
 {
     if (gradient)
-        FC_NAME(strip_tiles)(1, strip, pitch, count, v, plane, step);
+        FC_NAME(strip_tiles)(1, 0, 0, strip, pitch, count, v, plane, step);
+    else if (low || narrow)
+        FC_NAME(strip_tiles)(0, low, narrow, strip, pitch, count, v, plane, step);
     else
-        FC_NAME(strip_tiles)(0, strip, pitch, count, v, plane, step);
+        FC_NAME(strip_tiles)(0, 0, 0, strip, pitch, count, v, plane, step);
 }
 
-/* (rows, n) @ (n, vectors*LANES), a[s*lda + i] transposed; `rows` is a multiple of FC_PANEL. Added to c with `add`. */
+/* (rows, n) @ (n, vectors*LANES), a[s*lda + i] transposed; `rows` is a multiple of FC_PANEL. Added to c with `add`. What comes
+ * next, `ahead_a` and `ahead_b` cells behind a and b, is asked for meanwhile, a part of it before each tile of products, where
+ * these are not 0. */
 static void FC_NAME(winograd_outer)(const FC_T *a, ptrdiff_t lda, const FC_T *b, ptrdiff_t ldb, ptrdiff_t n, ptrdiff_t rows,
-                                    ptrdiff_t vectors, FC_T *c, ptrdiff_t ldc, int add)
+                                    ptrdiff_t vectors, FC_T *c, ptrdiff_t ldc, int add, ptrdiff_t ahead_a, ptrdiff_t ahead_b)
 {
+    enum { LINE = 64 / sizeof(FC_T) };
+    const FC_T *next_a = a + ahead_a, *next_b = b + ahead_b;
+    const ptrdiff_t tiles = ahead_a ? rows / FC_PRODUCT_ROWS * ((vectors + FC_PRODUCT_VECTORS - 1) / FC_PRODUCT_VECTORS) : 1;
+    const ptrdiff_t lines_a = (n * lda / LINE + tiles) / tiles, lines_b = (n * ldb / LINE + tiles) / tiles;
     for (ptrdiff_t rest = vectors, taken; rest; rest -= taken, b += taken * LANES, c += taken * LANES) {
         taken = FC_NAME(product_vectors)(rest);
-        for (ptrdiff_t i = 0; i < rows; i += FC_PRODUCT_ROWS)
+        for (ptrdiff_t i = 0; i < rows; i += FC_PRODUCT_ROWS) {
+            if (ahead_a) {
+                for (ptrdiff_t line = 0; line < lines_a; line++, next_a += LINE)
+                    __builtin_prefetch(next_a);
+                for (ptrdiff_t line = 0; line < lines_b; line++, next_b += LINE)
+                    __builtin_prefetch(next_b);
+            }
             FC_NAME(product_of)(taken, a + i, a + i, lda, b, ldb, n, c + i * ldc, ldc, add);
+        }
     }
 }
 
 /* Transforms sums of products x[(i*6 + j)*plane + c] of `count` channels c to the gradients of filters, dw[c*9 + tap]. With
- * `add` they are added to what is there. */
+ * `add` they are added to what is there. Taps are turned in registers where a vector has 9 lanes, and stored as whole vectors
+ * whose ends the next filter overwrites. */
 static void FC_NAME(winograd_filter_gradients)(const FC_T *x, ptrdiff_t plane, ptrdiff_t count, FC_T *dw, int add)
 {
     for (ptrdiff_t c = 0; c < count; c += LANES) {
@@ -799,6 +826,27 @@ static void FC_NAME(winograd_filter_gradients)(const FC_T *x, ptrdiff_t plane, p
             for (int j = 0; j < 3; j++)
                 *(UVEC *)tap[3 * i + j] = y[j];
         }
+#if FC_LANES > 9
+        if (!add) {
+            VEC filter[FC_LANES];
+            FC_UNROLL
+            for (int t = 0; t < FC_LANES; t++)
+                filter[t] = (VEC){0};
+            FC_UNROLL
+            for (int t = 0; t < 9; t++)
+                filter[t] = *(const UVEC *)tap[t];
+            FC_NAME(turn)(filter);
+            const ptrdiff_t stop = count - c < LANES ? count - c : LANES;
+            FC_UNROLL
+            for (int k = 0; k < FC_LANES; k++) {
+                if (k < stop - 1 || (k < stop && c + k + 1 < count))
+                    *(UVEC *)(dw + (c + k) * 9) = filter[k];
+                else if (k < stop) /* the last one, behind which others' gradients lie */
+                    memcpy(dw + (c + k) * 9, &filter[k], 9 * sizeof(FC_T));
+            }
+            continue;
+        }
+#endif
         for (ptrdiff_t k = 0; k < LANES && c + k < count; k++)
             for (int t = 0; t < 9; t++)
                 dw[(c + k) * 9 + t] = tap[t][k] + (add ? dw[(c + k) * 9 + t] : 0);
