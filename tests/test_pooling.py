@@ -105,6 +105,18 @@ def test_indices_of_any_origin(window, dtype, engine):
                                   reference.max_pool2d_backward(dout, indices, shape))
 
 
+@pytest.mark.parametrize("width", [32000, 32001, 32767, 65535, 65537])
+@pytest.mark.parametrize("window", [(3, 1, 1), (3, 1, 0), (2, 1, 0)], ids=str)
+def test_wide_planes(window, width, engine):
+    """How far what a window chose lies from it may be compared by 16 bits."""
+    rng, shape = np.random.default_rng(8), (1, 1, 4, width)
+    y, indices = fastconv.max_pool2d(rng.permutation(np.prod(shape)).reshape(shape).astype(np.float32), *window,
+                                     return_indices=True)
+    dout = rng.integers(-4, 5, y.shape).astype(np.float32)
+    np.testing.assert_array_equal(fastconv.max_pool2d_backward(dout, indices, shape),
+                                  reference.max_pool2d_backward(dout, indices, shape))
+
+
 @pytest.mark.parametrize("dtype", FLOATS)
 @pytest.mark.parametrize("window", GUESSES, ids=str)
 @pytest.mark.parametrize("size", [(7, 7), (8, 5), (3, 3), (4, 4), (5, 2), (6, 1)], ids=str)

@@ -7,7 +7,7 @@
  *   FC_ELEMENT(name)   the name for this type (elements.h): fc_name_32
  *   FC_MM(op)          on x86 the intrinsic for this type and size: _mm512_op_ps
  *   FC_COMPARE(a, b, how), FC_MASKED_COMPARE(mask, a, b, how), FC_COMPARE_INT(a, b, how), FC_MIN_UINT(a, b), FC_MAX_UINT(a, b),
- *   FC_MASKED_ADD_INT(c, mask, a, b), FC_MASK
+ *   FC_MASKED_ADD_INT(c, mask, a, b), FC_SHORT_INT(a), FC_MASK
  *                      on AVX-512 what works with masks, and the masks' type
  */
 #define FC_PASTE_(a, b, c) a##b##c
@@ -26,6 +26,7 @@
 #define FC_MIN_UINT FC_PASTE(FC_PREFIX, min, _epu32)
 #define FC_MAX_UINT FC_PASTE(FC_PREFIX, max, _epu32)
 #define FC_MASKED_ADD_INT FC_PASTE(FC_PREFIX, mask_add, _epi32)
+#define FC_SHORT_INT FC_PASTE(FC_PREFIX, cvtepi32, _epi16)
 
 #if FC_VECTOR_BYTES >= 64
 #define FC_BYTES 64
@@ -72,6 +73,7 @@
 #undef FC_MIN_UINT
 #undef FC_MAX_UINT
 #undef FC_MASKED_ADD_INT
+#undef FC_SHORT_INT
 
 #define FC_T double
 #define FC_ELEMENT(name) fc_##name##_64
@@ -84,6 +86,7 @@
 #define FC_MIN_UINT FC_PASTE(FC_PREFIX, min, _epu64)
 #define FC_MAX_UINT FC_PASTE(FC_PREFIX, max, _epu64)
 #define FC_MASKED_ADD_INT FC_PASTE(FC_PREFIX, mask_add, _epi64)
+#define FC_SHORT_INT FC_PASTE(FC_PREFIX, cvtepi64, _epi16)
 
 #if FC_VECTOR_BYTES >= 64
 #define FC_BYTES 64
@@ -129,6 +132,7 @@
 #undef FC_MIN_UINT
 #undef FC_MAX_UINT
 #undef FC_MASKED_ADD_INT
+#undef FC_SHORT_INT
 #undef FC_PASTE
 #undef FC_PASTE_
 #undef FC_TEMPLATE

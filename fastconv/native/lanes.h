@@ -333,7 +333,6 @@ FC_INLINE IVEC FC_NAME(tally)(IVEC count, MASK which)
 {
     return (IVEC)FC_MASKED_ADD_INT((WORDS)count, which, (WORDS)count, (WORDS)FC_NAME(iall)(1));
 }
-#undef WORDS
 /* Does any lane have the value? */
 FC_INLINE int FC_NAME(any)(VEC v, FC_T value) { return FC_COMPARE(v, FC_NAME(all)(value), _CMP_EQ_OQ) != 0; }
 #else
@@ -380,6 +379,41 @@ FC_INLINE int FC_NAME(any)(VEC v, FC_T value)
         found |= words[i];
     return found != 0;
 }
+#endif
+
+/* Integers of less than 16 bits that are only compared with each other: of 16 where that costs less, whole lanes otherwise. */
+#if defined(__AVX512F__)
+typedef int16_t FC_NAME(tag);
+#if FC_LANES == 16
+typedef __m256i FC_NAME(tags);
+#define TAGS_OP(op) FC_PASTE(_mm256_, op, )
+#else
+typedef __m128i FC_NAME(tags);
+#define TAGS_OP(op) FC_PASTE(_mm_, op, )
+#endif
+FC_INLINE FC_NAME(tags) FC_NAME(all_tags)(FC_INT value) { return TAGS_OP(set1_epi16)((short)value); }
+#if FC_LANES >= 8
+FC_INLINE FC_NAME(tags) FC_NAME(load_tags)(const FC_NAME(tag) *from)
+{
+    FC_NAME(tags) v;
+    memcpy(&v, from, sizeof v);
+    return v;
+}
+FC_INLINE void FC_NAME(store_tags)(FC_NAME(tag) *to, IVEC v)
+{
+    const FC_NAME(tags) tags = FC_SHORT_INT((WORDS)v);
+    memcpy(to, &tags, sizeof tags);
+}
+FC_INLINE MASK FC_NAME(same_tags)(FC_NAME(tags) a, FC_NAME(tags) b) { return TAGS_OP(cmpeq_epi16_mask)(a, b); }
+#endif
+#undef TAGS_OP
+#else
+typedef FC_INT FC_NAME(tag);
+typedef IVEC FC_NAME(tags);
+FC_INLINE FC_NAME(tags) FC_NAME(all_tags)(FC_INT value) { return FC_NAME(iall)(value); }
+FC_INLINE FC_NAME(tags) FC_NAME(load_tags)(const FC_NAME(tag) *from) { return FC_NAME(iload)(from); }
+FC_INLINE void FC_NAME(store_tags)(FC_NAME(tag) *to, IVEC v) { FC_NAME(store)((FC_T *)to, (VEC)v); }
+FC_INLINE MASK FC_NAME(same_tags)(FC_NAME(tags) a, FC_NAME(tags) b) { return FC_NAME(same)(a, b); }
 #endif
 
 /* Are all lanes in [0, limit)? */
@@ -461,3 +495,4 @@ FC_INLINE MASK FC_NAME(wins)(VEC old, VEC new)
 #undef IOTA
 #undef NEXT
 #undef LAST
+#undef WORDS

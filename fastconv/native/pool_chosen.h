@@ -15,6 +15,8 @@
 #define VEC FC_NAME(vec)
 #define IVEC FC_NAME(ivec)
 #define MASK FC_NAME(mask)
+#define TAG FC_NAME(tag)
+#define TAGS FC_NAME(tags)
 #define LANES ((ptrdiff_t)FC_LANES)
 #define NARROW (FC_LANES * 8 != FC_BYTES) /* indices are longer than elements */
 #if defined(__AVX512F__)
@@ -24,8 +26,8 @@
 #endif
 #define FC_AHEAD 8192 /* bytes of indices to prefetch ahead, and of the gradients that go with them */
 
-/* No distance, and no cell. */
-#define NO_CHOICE (sizeof(FC_INT) == 4 ? (FC_INT)INT32_MIN : (FC_INT)INT64_MIN)
+/* No window's shift: those are less than w + 2, and FC_FLAT_WIDTH limits that. */
+#define NO_SHIFT INT16_MIN
 
 /* One plane, whatever its indices. */
 static void FC_NAME(scatter)(const FC_T *dout, const int64_t *indices, ptrdiff_t count, FC_T *dx, ptrdiff_t cells)
@@ -152,13 +154,14 @@ FC_INLINE void FC_NAME(load_few)(const int64_t *indices, const FC_T *dout, ptrdi
     }
 }
 
-/* Prefetch `count` indices and gradients, in the order of memory whatever the order in which they are needed. */
+/* Prefetch `count` indices and gradients, in the order of memory whatever the order in which they are needed; to the second-level
+ * cache, which has room for more lines that are on their way. */
 FC_INLINE void FC_NAME(fetch)(const int count, const char **indices, const char **gradients)
 {
 FC_UNROLL
     for (int line = 0; line < (count * 8 + 63) / 64; line++)
-        __builtin_prefetch(*indices + 64 * line);
-    __builtin_prefetch(*gradients);
+        __builtin_prefetch(*indices + 64 * line, 0, 2);
+    __builtin_prefetch(*gradients, 0, 2);
     *indices += count * 8;
     *gradients += count * FC_BYTES / FC_LANES;
 }
@@ -262,7 +265,7 @@ FC_INLINE int FC_NAME(pair_rows)(const int steps, const int streams, const fc_po
     for (ptrdiff_t plane = 0; plane < planes; plane++) {
         IVEC first = FC_NAME(count)() & -2;
         FC_T *to = (FC_T *)out->at;
-        ptrdiff_t rest = a->rows; /* until they are handed on */
+        ptrdiff_t rest = a->pairs; /* until they are handed on */
         for (ptrdiff_t y = 0; y < oh; y++) {
             const ptrdiff_t room = (FC_T *)out->end - to;
             const int two = 2 * y + 1 < h;
@@ -297,7 +300,7 @@ FC_INLINE int FC_NAME(pair_rows)(const int steps, const int streams, const fc_po
             if (--rest == 0 || y + 1 == oh) {
                 fc_written(out, (char *)to - out->at);
                 to = (FC_T *)out->at;
-                rest = a->rows;
+                rest = a->pairs;
             }
         }
         for (ptrdiff_t r = 2 * oh; r < h; r++) {
@@ -514,170 +517,194 @@ THREE_PLANES(1)
 
 /* What a window chose is then one of k*k shifts from there, and cells and windows are two flat arrays of which one is the other
  * one shifted, whatever the width: vectors run on across the ends of rows and planes. An index that is another cell of the
- * plane but one of the shifts, too, does no harm: its gradient goes where it says. */
+ * plane but one of the shifts, too, does no harm: its gradient goes where it says.
+ *
+ * Windows are laid out as far ahead of the sums as these look, and in the same loop, so that memory has something to do all the
+ * time: with as many windows as cells a vector of them with each vector of sums (`flat`), otherwise row by row, with gaps. */
 
-/* The shifts that `count` windows chose, whose own cells begin with cell `own` of a plane of width w, and their gradients.
- * `readable` elements are there. Up to LANES - 1 elements more are written. */
-FC_INLINE void FC_NAME(lay_out_shifts)(const int k, ptrdiff_t w, const int64_t *indices, const FC_T *dout, ptrdiff_t own,
-                                       ptrdiff_t count, ptrdiff_t readable, FC_INT *shifts, FC_T *gradients,
-                                       FC_NAME(seen) *seen)
+/* The shifts of `LANES` windows whose own cells are `own`, and their gradients; with `some` only those of `there` are any. */
+FC_INLINE void FC_NAME(lay_out_shifts)(const int some, const int k, MASK there, IVEC own, IVEC width, const int64_t *indices,
+                                       const FC_T *dout, TAG *shifts, FC_T *gradients, FC_NAME(seen) *seen)
 {
-    const IVEC back = FC_NAME(iall)((FC_INT)(k == 3 ? w + 1 : 0));
-    const IVEC width = FC_NAME(iall)((FC_INT)w);
-    IVEC from = FC_NAME(count)() + (FC_INT)own;
-    FC_NAME(seen) here = *seen;
-    for (ptrdiff_t i = 0; i < count; i += LANES, from += (FC_INT)LANES) {
-        IVEC index;
-        VEC gradient;
-        if (FC_LIKELY(readable - i >= LANES)) {
-            index = FC_NAME(load_indices)(indices + i, &here.bits);
-            gradient = FC_NAME(load)(dout + i);
-        } else {
-            int64_t few[FC_LANES] = {0};
-            memcpy(few, indices + i, (size_t)(count - i) * 8);
-            index = FC_NAME(load_indices)(few, &here.bits);
-            gradient = FC_NAME(load_part)(dout + i, count - i);
-        }
-        const IVEC shift = FC_NAME(minus)(index, from);
-        FC_NAME(store)((FC_T *)(shifts + i), (VEC)shift);
-        FC_NAME(store)(gradients + i, gradient);
-        if (FC_LIKELY(count - i >= LANES)) {
-            FC_NAME(look)(0, k, FC_NAME(first)(LANES), FC_NAME(plus)(shift, back), width, &here);
-            here.index = FC_NAME(higher)(here.index, index);
-        } else { /* those behind are none */
-            const MASK there = FC_NAME(first)(count - i);
-            FC_NAME(look)(1, k, there, FC_NAME(plus)(shift, back), width, &here);
-            FC_NAME(look_inside)(there, index, &here);
-        }
+    const IVEC index = FC_NAME(load_indices)(indices, &seen->bits), shift = FC_NAME(minus)(index, own);
+    const IVEC chosen = k == 3 ? FC_NAME(plus)(shift, FC_NAME(plus)(width, FC_NAME(iall)(1))) : shift;
+    FC_NAME(store)(gradients, FC_NAME(load)(dout));
+    FC_NAME(store_tags)(shifts, some ? FC_NAME(ipick)(there, shift, FC_NAME(iall)(NO_SHIFT)) : shift);
+    FC_NAME(look)(some, k, there, chosen, width, seen);
+    if (some)
+        FC_NAME(look_inside)(there, index, seen);
+    else
+        seen->index = FC_NAME(higher)(seen->index, index);
+}
+
+/* `count` windows, 0 < count <= LANES, near the end of the arrays, of which `readable` elements are there. */
+FC_INLINE void FC_NAME(lay_out_few_shifts)(const int k, ptrdiff_t count, ptrdiff_t readable, IVEC own, IVEC width,
+                                           const int64_t *indices, const FC_T *dout, TAG *shifts, FC_T *gradients,
+                                           FC_NAME(seen) *seen)
+{
+    int64_t few[FC_LANES];
+    FC_T few_gradients[FC_LANES];
+    if (readable < LANES) {
+        FC_NAME(load_few)(indices, dout, 0, count, LANES, few, few_gradients);
+        indices = few;
+        dout = few_gradients;
     }
-    *seen = here;
+    FC_NAME(lay_out_shifts)(1, k, FC_NAME(first)(count), own, width, indices, dout, shifts, gradients, seen);
 }
 
 /* sum[j]: of the windows whose own cells are `j` columns before (k == 3: j - 1) those of LANES cells, in any of k rows. */
-FC_INLINE void FC_NAME(sum_shifts)(const int k, const IVEC *shift, const FC_INT *shifts, const FC_T *gradients, ptrdiff_t w,
+FC_INLINE void FC_NAME(sum_shifts)(const int k, const TAGS *shift, const TAG *shifts, const FC_T *gradients, ptrdiff_t w,
                                    VEC *sum)
 {
 FC_UNROLL
     for (int i = 0; i < k; i++) {
         const ptrdiff_t from = (k / 3 - i) * w;
-        IVEC chosen = FC_NAME(iload)(shifts + from);
+        const TAGS chosen = FC_NAME(load_tags)(shifts + from);
         VEC gradient = FC_NAME(load)(gradients + from);
-        FC_HOLD(chosen);
         FC_HOLD(gradient);
 FC_UNROLL
         for (int j = 0; j < k; j++) {
-            const MASK which = FC_NAME(same)(chosen, shift[k * i + j]);
+            const MASK which = FC_NAME(same_tags)(chosen, shift[k * i + j]);
             sum[j] = i ? FC_NAME(add_where)(which, sum[j], gradient) : FC_NAME(pick)(which, gradient, (VEC){0});
         }
     }
 }
 
+/* LANES cells: near[0] has the sums for the cells before, near[1] (k == 3) those for them, and both are moved on. */
+FC_INLINE VEC FC_NAME(sum_cells)(const int k, const TAGS *shift, const TAG *shifts, const FC_T *gradients, ptrdiff_t w,
+                                 VEC near[2][3])
+{
+    VEC next[3], sum;
+    const ptrdiff_t at = k == 3 ? LANES : 0;
+    FC_NAME(sum_shifts)(k, shift, shifts + at, gradients + at, w, next);
+    if (k == 3) {
+        sum = FC_NAME(next)(near[1][0], next[0]) + near[1][1] + FC_NAME(last)(near[0][2], near[1][2]);
+FC_UNROLL
+        for (int j = 0; j < 3; j++) {
+            near[0][j] = near[1][j];
+            near[1][j] = next[j];
+        }
+    } else {
+        sum = next[0] + FC_NAME(last)(near[0][1], next[1]);
+        near[0][1] = next[1];
+    }
+    return sum;
+}
+
 /* `planes` planes, if all their windows are k x k with stride 1; returns whether they are. `readable` elements of dout and
  * indices are there. */
-FC_INLINE int FC_NAME(shift_planes)(const int k, const fc_pooling *p, const fc_chosen *a, ptrdiff_t planes, const FC_T *dout,
-                                    const int64_t *indices, ptrdiff_t readable, fc_sink *out, char *scratch)
+FC_INLINE int FC_NAME(shift_planes)(const int k, const int flat, const int streams, const fc_pooling *p, const fc_chosen *a,
+                                    ptrdiff_t planes, const FC_T *dout, const int64_t *indices, ptrdiff_t readable, fc_sink *out,
+                                    char *scratch)
 {
-    const ptrdiff_t w = p->w, cells = p->h * w, all = planes * cells, size = (ptrdiff_t)sizeof(FC_T);
-    const ptrdiff_t reach = w + LANES, until = w + 2 * LANES; /* what is looked at before and behind the cells of a sum */
-    const ptrdiff_t before = k == 3 && p->ow < w; /* rows and columns of cells before the first that is a window's own */
+    const ptrdiff_t w = p->w, h = p->h, oh = p->oh, ow = p->ow, cells = h * w, all = planes * cells;
+    const ptrdiff_t size = (ptrdiff_t)sizeof(FC_T), chunk = a->chunk, whole = all - all % LANES;
+    /* what is looked at before and behind the cells of a sum, and how far ahead windows are laid out */
+    const ptrdiff_t reach = fc_round_up(w, LANES) + LANES, until = reach + (1 + FC_LAID_AHEAD) * LANES;
+    const ptrdiff_t before = k == 3 && !flat; /* rows and columns of cells before the first that is a window's own */
     FC_T *const gradients = (FC_T *)scratch + reach;
-    FC_INT *const shifts = (FC_INT *)((FC_T *)scratch + a->copy) + reach;
-    IVEC shift[9];
+    TAG *const shifts = (TAG *)((FC_T *)scratch + a->copy) + reach;
+    const IVEC width = FC_NAME(iall)((FC_INT)w), round = FC_NAME(iall)((FC_INT)cells);
+    const IVEC step = FC_NAME(iall)((FC_INT)(LANES % cells));
+    const char *next = (const char *)indices + FC_AHEAD, *next_gradients = (const char *)dout + FC_AHEAD * size / 8;
+    FC_NAME(seen) seen = FC_NAME(nothing_seen), at_end = seen;
+    FC_INT lane[FC_LANES];
+    TAGS shift[9];
 FC_UNROLL
     for (int i = 0; i < k * k; i++)
-        shift[i] = FC_NAME(iall)((FC_INT)((i / k - k / 3) * w + i % k - k / 3));
+        shift[i] = FC_NAME(all_tags)((FC_INT)((i / k - k / 3) * w + i % k - k / 3));
     for (ptrdiff_t i = -reach; i < 0; i++)
-        shifts[i] = NO_CHOICE;
-    FC_NAME(seen) seen = FC_NAME(nothing_seen);
-    ptrdiff_t laid = 0, plane = 0, row = 0; /* laid: cells so far */
-    for (ptrdiff_t start = 0; start < all; start += a->chunk) {
-        const ptrdiff_t stop = start + a->chunk < all ? start + a->chunk : all;
-        if (start) {
-            memmove(shifts - reach, shifts - reach + a->chunk, (size_t)((laid - start + reach) * size));
-            memmove(gradients - reach, gradients - reach + a->chunk, (size_t)((laid - start + reach) * size));
-        }
-        while (laid < stop + until && plane < planes) {
-            FC_INT *const to = shifts + laid - start;
-            FC_T *const to_gradients = gradients + laid - start;
-            if (p->ow == w) { /* as many rows as are needed */
-                ptrdiff_t rows = (stop + until - laid + w - 1) / w;
-                rows = rows < p->h - row ? rows : p->h - row;
-                const ptrdiff_t done = (plane * p->h + row) * w;
-                FC_NAME(lay_out_shifts)(k, w, indices + done, dout + done, row * w, rows * w, readable - done, to,
-                                        to_gradients, &seen);
-                row += rows;
-                laid += rows * w;
-            } else {
-                const ptrdiff_t y = row - before, done = (plane * p->oh + y) * p->ow;
-                ptrdiff_t count = 0;
-                for (ptrdiff_t q = 0; q < before; q++)
-                    to[q] = NO_CHOICE;
-                if (y >= 0 && y < p->oh) {
-                    count = p->ow;
-                    FC_NAME(lay_out_shifts)(k, w, indices + done, dout + done, row * w + before, count, readable - done,
-                                            to + before, to_gradients + before, &seen);
-                }
-                for (ptrdiff_t q = before + count; q < w; q++)
-                    to[q] = NO_CHOICE;
-                row++;
-                laid += w;
-            }
-            if (row == p->h) {
-                row = 0;
-                plane++;
-            }
-        }
-        if (!FC_NAME(all_right)(&seen, k, cells))
-            return 0;
-        if (laid < stop + until) /* behind the last plane */
-            for (ptrdiff_t i = laid; i < stop + until; i++)
-                shifts[i - start] = NO_CHOICE;
-        const ptrdiff_t looked = plane * p->oh * p->ow + fc_max(fc_min(row - before, p->oh), 0) * p->ow;
-        const char *next = (const char *)(indices + looked), *next_gradients = (const char *)(dout + looked);
+        shifts[i] = NO_SHIFT;
+    for (ptrdiff_t i = 0; i < LANES; i++)
+        lane[i] = (FC_INT)(i % cells);
+    IVEC own = FC_NAME(iload)(lane); /* flat: of the windows that are laid out next */
+    ptrdiff_t laid = 0, row = 0;     /* cells so far; rows of a plane, if they are not flat */
+    for (ptrdiff_t start = 0; start < all; start += chunk) {
+        const ptrdiff_t stop = start + chunk < all ? start + chunk : all, count = stop - start;
         FC_T *const to = (FC_T *)out->at;
-        const ptrdiff_t room = (out->end - out->at) / size, count = stop - start;
-        VEC left[3], here[3], right[3];
-        FC_NAME(sum_shifts)(k, shift, shifts - LANES, gradients - LANES, w, left);
-        if (k == 3)
-            FC_NAME(sum_shifts)(k, shift, shifts, gradients, w, here);
-        for (ptrdiff_t c = 0; c < count; c += LANES) {
-            VEC sum;
-            if (k == 3) {
-                FC_NAME(sum_shifts)(k, shift, shifts + c + LANES, gradients + c + LANES, w, right);
-                sum = FC_NAME(next)(here[0], right[0]) + here[1] + FC_NAME(last)(left[2], here[2]);
-                left[2] = here[2];
-FC_UNROLL
-                for (int j = 0; j < 3; j++)
-                    here[j] = right[j];
-            } else {
-                FC_NAME(sum_shifts)(k, shift, shifts + c, gradients + c, w, here);
-                sum = here[0] + FC_NAME(last)(left[1], here[1]);
-                left[1] = here[1];
-            }
-            FC_NAME(put)(to + c, sum, count - c, room - c);
-            if (p->streams) { /* what is laid out next, and not while it is: sums leave memory idle */
-FC_UNROLL
-                for (int line = 0; line < (FC_LANES * 8 + 63) / 64; line++)
-                    __builtin_prefetch(next + 64 * line, 0, 2);
-                __builtin_prefetch(next_gradients, 0, 2);
-                next += FC_LANES * 8;
-                next_gradients += FC_BYTES;
-            }
+        const ptrdiff_t room = (out->end - out->at) / size;
+        ptrdiff_t c = 0;
+        VEC near[2][3];
+        if (start) {
+            memmove(shifts - reach, shifts - reach + chunk, (size_t)(laid - start + reach) * sizeof(TAG));
+            memmove(gradients - reach, gradients - reach + chunk, (size_t)((laid - start + reach) * size));
         }
+#define LAY_OUT                                                                                                       \
+    FC_NAME(lay_out_shifts)(0, k, FC_NAME(first)(LANES), own, width, indices + laid, dout + laid, shifts + laid - start, \
+                            gradients + laid - start, &seen);                                                         \
+    own = FC_NAME(plus)(own, step); /* modulo cells */                                                                \
+    own = FC_NAME(lower)(own, FC_NAME(minus)(own, round));                                                            \
+    laid += LANES;                                                                                                    \
+    if (streams)                                                                                                      \
+        FC_NAME(fetch)(FC_LANES, &next, &next_gradients);
+        while (flat && laid < start + until && laid < whole) {
+            LAY_OUT
+        }
+        while (!flat && laid < stop + until && laid < all) {
+            TAG *const at = shifts + laid - start;
+            FC_T *const at_gradients = gradients + laid - start;
+            const ptrdiff_t windows = row >= before && row < before + oh ? ow : 0;
+            for (ptrdiff_t i = 0; i < before; i++)
+                at[i] = NO_SHIFT;
+            own = FC_NAME(count)() + (FC_INT)(row * w + before);
+            for (ptrdiff_t q = 0; q < windows; q += LANES, own += (FC_INT)LANES) {
+                if (FC_LIKELY(q + LANES <= windows))
+                    FC_NAME(lay_out_shifts)(0, k, FC_NAME(first)(LANES), own, width, indices + q, dout + q, at + before + q,
+                                            at_gradients + before + q, &seen);
+                else
+                    FC_NAME(lay_out_few_shifts)(k, windows - q, readable - q, own, width, indices + q, dout + q,
+                                                at + before + q, at_gradients + before + q, &at_end);
+                if (streams)
+                    FC_NAME(fetch)(FC_LANES, &next, &next_gradients);
+            }
+            for (ptrdiff_t i = before + windows; i < w; i++)
+                at[i] = NO_SHIFT;
+            indices += windows;
+            dout += windows;
+            readable -= windows;
+            row = row + 1 < h ? row + 1 : 0;
+            laid += w;
+        }
+        if (all < stop + until) { /* the last windows, and none behind them */
+            if (flat && whole < all) {
+                for (ptrdiff_t i = 0; i < LANES; i++)
+                    lane[i] = (FC_INT)((whole + i) % cells);
+                FC_NAME(lay_out_few_shifts)(k, all - whole, readable - whole, FC_NAME(iload)(lane), width, indices + whole,
+                                            dout + whole, shifts + whole - start, gradients + whole - start, &at_end);
+            }
+            for (ptrdiff_t i = all; i < stop + until; i++)
+                shifts[i - start] = NO_SHIFT;
+        }
+        FC_NAME(sum_shifts)(k, shift, shifts - LANES, gradients - LANES, w, near[0]);
+        if (k == 3)
+            FC_NAME(sum_shifts)(k, shift, shifts, gradients, w, near[1]);
+        for (; flat && c + LANES <= count && laid < whole; c += LANES) {
+            LAY_OUT
+            if (streams)
+                __builtin_prefetch((const char *)(to + c) + FC_AHEAD / 4, 1);
+            FC_NAME(store)(to + c, FC_NAME(sum_cells)(k, shift, shifts + c, gradients + c, w, near));
+        }
+        for (; c < count; c += LANES)
+            FC_NAME(put)(to + c, FC_NAME(sum_cells)(k, shift, shifts + c, gradients + c, w, near), count - c, room - c);
+#undef LAY_OUT
+        const FC_NAME(seen) known = FC_NAME(seen_both)(seen, at_end); /* its address is taken: `seen` stays in registers */
+        if (!FC_NAME(all_right)(&known, k, cells))
+            return 0;
         fc_written(out, count * size);
     }
     return 1;
 }
 
-#define SHIFT_PLANES(K)                                                                                               \
-    __attribute__((noinline)) static int FC_NAME(shift_planes_##K)(                                                   \
+#define SHIFT_PLANES(K, FLAT)                                                                                         \
+    __attribute__((noinline)) static int FC_NAME(shift_planes_##K##_##FLAT)(                                          \
         const fc_pooling *p, const fc_chosen *a, ptrdiff_t planes, const FC_T *dout, const int64_t *indices,          \
         ptrdiff_t readable, fc_sink *out, char *scratch)                                                              \
     {                                                                                                                 \
-        return FC_NAME(shift_planes)(K, p, a, planes, dout, indices, readable, out, scratch);                         \
+        return FC_NAME(shift_planes)(K, FLAT, p->streams, p, a, planes, dout, indices, readable, out, scratch);       \
     }
-SHIFT_PLANES(3)
-SHIFT_PLANES(2)
+SHIFT_PLANES(3, 1)
+SHIFT_PLANES(3, 0)
+SHIFT_PLANES(2, 0)
 
 /* --- all ---------------------------------------------------------------------------------------------------------- */
 
@@ -686,7 +713,9 @@ static int FC_NAME(try_guess)(int guess, const fc_pooling *p, const fc_chosen *a
                               const int64_t *indices, ptrdiff_t readable, fc_sink *out, char *scratch)
 {
     const int k = fc_guesses[guess].k, pad = fc_guesses[guess].pad;
-    return (fc_guesses[guess].s == 1 ? (k == 3 ? FC_NAME(shift_planes_3) : FC_NAME(shift_planes_2))
+    return (fc_guesses[guess].s == 1 ? (k == 2 ? FC_NAME(shift_planes_2_0)
+                                        : pad  ? FC_NAME(shift_planes_3_1)
+                                               : FC_NAME(shift_planes_3_0))
             : k == 2                 ? FC_NAME(pair_planes)
             : pad                    ? FC_NAME(three_planes_1)
                                      : FC_NAME(three_planes_0))(p, a, planes, dout, indices, readable, out, scratch);
@@ -708,6 +737,7 @@ static int FC_NAME(max_gradient)(const fc_pooling *p, const fc_chosen *a, const 
         if (guess >= 0) {
             if (first >= alone)
                 planes = fc_min(a->planes, stop - first);
+            __builtin_prefetch(chosen + planes * count + p->oh / 2 * p->ow, 0, 2); /* what will be guessed by next */
             if (FC_NAME(try_guess)(guess, p, a, planes, dout, chosen, (p->planes - first) * count, out, scratch)) {
                 first += planes;
                 continue;
@@ -730,13 +760,15 @@ static int FC_NAME(max_gradient)(const fc_pooling *p, const fc_chosen *a, const 
 
 #undef SHIFT_PLANES
 #undef THREE_PLANES
-#undef NO_CHOICE
+#undef NO_SHIFT
 #undef FC_AHEAD
 #undef COUNTED
 #undef NARROW
 #undef VEC
 #undef IVEC
 #undef MASK
+#undef TAG
+#undef TAGS
 #undef LANES
 
 #endif

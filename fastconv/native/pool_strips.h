@@ -192,14 +192,14 @@ FC_UNROLL
             if (p->streams) {
 FC_UNROLL
                 for (int i = 0; i < (sh * sw * FC_BYTES + 63) / 64; i++)
-                    __builtin_prefetch(ahead + 64 * i);
+                    __builtin_prefetch(ahead + 64 * i, 0, 2);
                 ahead += step;
                 if (what == FC_POOL_PLACE) { /* most of the traffic is what is written */
-                    __builtin_prefetch(ahead_out, 1);
+                    __builtin_prefetch(ahead_out, 0, 2);
                     ahead_out += step_out;
 FC_UNROLL
                     for (int i = 0; i < (FC_LANES * 8 + 63) / 64; i++)
-                        __builtin_prefetch(ahead_indices + 64 * i, 1);
+                        __builtin_prefetch(ahead_indices + 64 * i, 0, 2);
                     ahead_indices += step_indices;
                 }
             }

@@ -102,7 +102,8 @@ typedef struct {
 } fc_spread;
 
 /* The windows that gradients know, and from how many of a vector's lanes on it is worth while that they are of use. */
-enum { FC_GUESSES = 6, FC_FLAT_GUESSES = 7 /* those of stride 1 */, FC_NARROW = 2 };
+enum { FC_GUESSES = 6, FC_FLAT_GUESSES = 7 /* those of stride 1 */, FC_FLAT_WIDTH = 32000,
+       FC_LAID_AHEAD = 4 /* vectors, so that what is stored is in the first-level cache when sums load it */, FC_NARROW = 2 };
 static const struct { signed char k, s, pad; } fc_guesses[FC_GUESSES] = {
     {3, 1, 1}, {3, 1, 0}, {2, 1, 0}, {2, 2, 0}, {3, 2, 1}, {3, 2, 0}};
 
@@ -118,7 +119,7 @@ typedef struct {
 /* The gradient of a maximum: */
 typedef struct {
     int guesses;                    /* windows that the shapes allow: bits, by fc_guesses */
-    ptrdiff_t rows;                 /* of windows at a time; with stride 1: */
+    ptrdiff_t rows, pairs;          /* of 3x3 and of 2x2 windows at a time; with stride 1: */
     ptrdiff_t chunk, copy;          /* cells at a time, and the elements of a copy of their windows */
     ptrdiff_t planes;               /* that are tried together */
     ptrdiff_t cells, bytes;         /* as above */
@@ -243,7 +244,7 @@ static fc_shared fc_plan_shared(const fc_pooling *p, ptrdiff_t itemsize, int win
 
 static fc_chosen fc_plan_chosen(const fc_pooling *p, ptrdiff_t itemsize)
 {
-    enum { BLOCK_BYTES = 4096, CHUNK_BYTES = 8192 };
+    enum { BLOCK_BYTES = 8192, PAIR_BYTES = 4096, CHUNK_BYTES = 8192, TOGETHER_BYTES = 32768 };
     const ptrdiff_t lanes = FC_VECTOR_BYTES / itemsize, row = p->w * itemsize;
     fc_chosen a = {0};
     if (p->h * p->w >= (ptrdiff_t)1 << 30 || lanes < 4) /* of two lanes scattering makes more */
@@ -252,7 +253,7 @@ static fc_chosen fc_plan_chosen(const fc_pooling *p, ptrdiff_t itemsize)
         const int k = fc_guesses[g].k, s = fc_guesses[g].s, pad = fc_guesses[g].pad;
         if (!fc_could_be(p->h, p->oh, k, s, pad) || !fc_could_be(p->w, p->ow, k, s, pad))
             continue;
-        if (s == 1 && p->w < k) /* two shifts would be the same */
+        if (s == 1 && (p->w < k || p->w > FC_FLAT_WIDTH)) /* two shifts would be the same, or longer than 16 bits */
             continue;
         if (s > 1 && (a.guesses & FC_FLAT_GUESSES || p->ow * FC_NARROW <= lanes || p->ow < 3))
             continue; /* too few lanes would be of use, or windows beside a row could be taken for its own */
@@ -261,15 +262,17 @@ static fc_chosen fc_plan_chosen(const fc_pooling *p, ptrdiff_t itemsize)
         a.guesses |= 1 << g;
     }
     if (a.guesses) {
-        a.planes = fc_max(CHUNK_BYTES / (p->h * row), 1);
+        a.planes = fc_max(TOGETHER_BYTES / (p->h * row), 1);
         /* as many rows as go well with stores past the caches, whole planes where they are small */
-        a.rows = p->h * row <= CHUNK_BYTES ? p->oh : fc_min(fc_max(BLOCK_BYTES / (2 * row), 1), p->oh);
+        const int whole = p->h * row <= CHUNK_BYTES;
+        a.rows = whole ? p->oh : fc_min(fc_max(BLOCK_BYTES / (2 * row), 1), p->oh);
+        a.pairs = whole ? p->oh : fc_min(fc_max(PAIR_BYTES / (2 * row), 1), p->oh);
         a.cells = 2 * (a.rows + 1) * p->w;
         a.bytes = fc_round_up(p->w, 2 * lanes) * itemsize; /* a row of cells that is not complete */
     }
     if (a.guesses & FC_FLAT_GUESSES) {
-        a.chunk = fc_max(CHUNK_BYTES / itemsize, 8 * p->w);
-        a.copy = a.chunk + 3 * p->w + 5 * lanes;
+        a.chunk = fc_round_up(fc_max(CHUNK_BYTES / itemsize, 8 * p->w), lanes);
+        a.copy = a.chunk + 3 * fc_round_up(p->w, lanes) + (4 + FC_LAID_AHEAD) * lanes;
         a.cells = fc_max(a.cells, a.chunk);
         a.bytes = fc_max(a.bytes, 2 * a.copy * itemsize);
     }
