@@ -343,8 +343,9 @@ def test_thousands_of_gradients_in_one_cell(cells, engine, rng, assert_accurate)
 
 
 @pytest.mark.parametrize("dtype", FLOATS)
-@pytest.mark.parametrize("cells, kernel, dilation", [((127, 127), 64, 1), ((300, 320), 31, 3), ((600, 600), (64, 32), (1, 5)),
-                                                     ((1, 2000), (1, 800), 1), ((400, 40), (200, 1), 2)])
+@pytest.mark.parametrize(("cells", "kernel", "dilation"), [
+    ((127, 127), 64, 1), ((300, 320), 31, 3), ((600, 600), (64, 32), (1, 5)), ((1, 2000), (1, 800), 1),
+    ((400, 40), (200, 1), 2)])
 def test_a_cell_that_is_the_largest_of_thousands_of_windows(cells, kernel, dilation, dtype, engine, assert_accurate):
     """Equal gradients, as of a mean: what rounding loses of each sum has the same sign."""
     x = np.zeros((1, 1, *cells), dtype)
