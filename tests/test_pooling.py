@@ -352,3 +352,28 @@ def test_thousands_of_gradients_in_one_cell(cells, engine, rng, assert_accurate)
     want = np.zeros(got.shape)
     want[:, :, 0, 0] = dout.astype(np.float64).sum(axis=(2, 3))
     assert_accurate(got, want, (dout.astype(np.float64) ** 2).sum(axis=(2, 3)).max())
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
+@pytest.mark.parametrize(("cells", "kernel", "dilation"), [
+    ((127, 127), 64, 1), ((300, 320), 31, 3), ((600, 600), (64, 32), (1, 5)), ((1, 2000), (1, 800), 1),
+    ((400, 40), (200, 1), 2)])
+def test_a_cell_that_is_the_largest_of_thousands_of_windows(cells, kernel, dilation, dtype, engine, assert_accurate):
+    """Equal gradients, as of a mean: what rounding loses of each sum has the same sign."""
+    x = np.zeros((1, 1, *cells), dtype)
+    x[:, :, cells[0] // 2, cells[1] // 2] = 1
+    out, indices = fastconv.max_pool2d(x, kernel, 1, 0, dilation, return_indices=True)
+    dout = np.full(out.shape, 0.1, dtype)
+    want = reference.max_pool2d_backward(dout.astype(np.float64), indices, x.shape)
+    assert_accurate(fastconv.max_pool2d_backward(dout, indices, x.shape), want)
+
+
+def test_infinite_gradients_of_a_cell_of_thousands_of_windows(engine):
+    """What rounding loses beside them is no number, and must not come into the sums."""
+    dout = np.ones((1, 1, 100, 100), "float32")
+    dout[0, 0, 50, 0] = np.inf
+    indices = np.zeros(dout.shape, np.int64)
+    indices[0, 0, 60:] = 7
+    for cells in ((20, 30), (300, 300)):
+        got = fastconv.max_pool2d_backward(dout, indices, (1, 1, *cells)).ravel()
+        np.testing.assert_array_equal(got[[0, 7, 8]], [np.inf, 4000, 0])

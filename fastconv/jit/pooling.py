@@ -456,13 +456,85 @@ def max_planes(workers, windows, poolings, x, out, indices, scratch):
                                      limit, first, second, third)
 
 
-@Kernel
-def add_at(workers, dout, indices, places, cells, out):
-    """Add `places` values of dout up in the `cells` of each plane, if all indices are in there. Returns whether."""
+@inlined
+def add_one(out, at, value):
+    """out[at] += value. Returns what rounding lost (Knuth's TwoSum), or NaN where something is not finite."""
+    before = out[at]
+    total = before + value
+    added = total - before
+    out[at] = total
+    return (before - (total - added)) + (value - added)
+
+
+@inlined
+def add_lost(out, at, lost):
+    if lost - lost == 0:  # finite
+        out[at] += lost
+
+
+@part
+def add_exactly(dout, indices, first, stop, out, base, cells, lost, owners):
+    """out[base + indices[i]] += dout[i] for i in [first, stop), and in the end what rounding lost of that, in `lost`.
+
+    With `owners` the plane has more cells than `lost`: a cell that comes to another one's place takes it over.
+    """
+    places = owners.size or cells
+    zero(lost, 0, places)
+    if owners.size == 0:
+        for i in range(U(first), U(stop)):
+            lost[U(indices[i])] += add_one(out, base + U(indices[i]), dout[i])
+        for i in range(U(cells)):
+            add_lost(out, base + i, lost[i])
+        return
+    zero(owners, 0, places)
+    for i in range(U(first), U(stop)):
+        at = U(indices[i])
+        place = (at + at // U(places) * U(0x9e37)) % U(places)
+        if U(owners[place]) != at:
+            add_lost(out, base + U(owners[place]), lost[place])
+            owners[place], lost[place] = at, 0
+        lost[place] += add_one(out, base + at, dout[i])
+    for i in range(U(places)):
+        add_lost(out, base + U(owners[i]), lost[i])
+
+
+@part
+def add_counted(dout, indices, first, stop, out, base, shift, times, limit):
+    """out[base + indices[i]] += dout[i] for i from `first` on, until many fall together; returns where that is.
+
+    A random one of each eight windows is counted: 1 << `shift` cells have one of `times`, of which there are a power of two.
+    """
+    random, most, i = U(0), U(0), U(first)
+    while i < U(stop) and most < U(limit):
+        zero(times, 0, times.size)
+        end = min(U(stop), i + U(8 * times.size))
+        while i + U(8) <= end and most < U(limit):
+            for k in range(U(8)):
+                out[base + U(indices[i + k])] += dout[i + k]
+            random = U((random * U(1664525) + U(1013904223)) & U(0xffffffff))
+            at = (U(indices[i + (random >> U(29))]) >> U(shift)) & U(times.size - 1)
+            times[at] += 1
+            most = max(most, U(times[at]))
+            i += U(8)
+        if i + U(8) > end and most < U(limit):
+            for k in range(i, end):
+                out[base + U(indices[k])] += dout[k]
+            i = U(end)
+    return i
+
+
+@part
+def all_below(indices, cells):
     low, high = np.int64(0), np.int64(0)
     for i in range(indices.size):
         low, high = min(low, indices[i]), max(high, indices[i])
-    if low < 0 or high >= cells:
+    return low >= 0 and high < cells
+
+
+@Kernel
+def add_at(workers, dout, indices, places, cells, out):
+    """Add `places` values of dout up in the `cells` of each plane, if all indices are in there. Returns whether."""
+    if not all_below(indices, cells):
         return False
     planes = indices.size // places
     for worker in prange(workers):
@@ -471,6 +543,26 @@ def add_at(workers, dout, indices, places, cells, out):
             base = U(plane * cells)
             for i in range(U(plane * places), U((plane + 1) * places)):
                 out[base + U(indices[i])] += dout[i]
+    return True
+
+
+@Kernel
+def add_many_at(workers, dout, indices, places, cells, out, shift, times, limit, lost, owners):
+    """The same of planes where too many may be added up in one cell; `times`, `lost` and `owners` are (workers, elements).
+
+    No pooling needs to have given the indices, and a large window's may name a cell thousands of times: a plane is gone on
+    with exactly where `limit` of the windows that are counted fall together.
+    """
+    if not all_below(indices, cells):
+        return False
+    planes = indices.size // places
+    for worker in prange(workers):
+        for plane in range(planes * worker // workers, planes * (worker + 1) // workers):
+            zero(out, plane * cells, cells)
+            base, first, stop = U(plane * cells), U(plane * places), U((plane + 1) * places)
+            reached = add_counted(dout, indices, first, stop, out, base, shift, times[worker], limit)
+            if reached < stop:
+                add_exactly(dout, indices, reached, stop, out, base, cells, lost[worker], owners[worker])
     return True
 
 
@@ -748,20 +840,30 @@ def max_pool(x: Array, geometry: Pool2dGeometry, out: Array, indices: Array | No
                _scratch(layout, workers, x.dtype))
 
 
-#: Planes of so few cells have their gradients added up in float64 where there are more than twice as many windows.
-_FEW_CELLS = 256
+#: Additions that are within rule 14 whatever the values, equal ones (which lose most) of float32 1.97e-6 for 130; and how many
+#: of those that are counted, a random one of each eight, may fall together before sums are exact. 5x5 windows do not get there.
+_MOST_ADDED = {"float32": (128, 12), "float64": (8192, 1024)}
+#: Counts at most; bytes of what rounding loses of a plane, and of how many cells of a larger one it is kept.
+_COUNTS, _LOST_BYTES, _OWNERS = 1 << 18, 1 << 18, 1 << 14
 
 
 def max_pool_backward(dout: Array, indices: Array, geometry: Window2dGeometry, out: Array, threads: int) -> bool:
     """Add dout up in the cells of `out` that `indices` name; False, with `out` untouched, where one is in no plane."""
-    if out.dtype == np.float32 and math.prod(geometry.in_size) <= _FEW_CELLS < geometry.positions // 2:
-        wide = np.empty(out.shape)  # no pooling's indices, but a cell may be the sum of thousands
-        done = max_pool_backward(dout.astype(np.float64), indices, geometry, wide, threads)
-        if done:
-            out[...] = wide
-        return done
-    return bool(add_at(usable_workers(threads), flat(dout), flat(indices), geometry.positions,
-                       geometry.in_size[0] * geometry.in_size[1], flat(out)))
+    workers, dtype, places, cells = usable_workers(threads), out.dtype, geometry.positions, math.prod(geometry.in_size)
+    most, limit = _MOST_ADDED[dtype.name]
+    if places <= most:
+        return bool(add_at(workers, flat(dout), flat(indices), places, cells, flat(out)))
+    shift = max(min((cells // places).bit_length() - 1, 6), 0)
+    fits = cells * dtype.itemsize <= _LOST_BYTES
+    kinds = ((np.dtype(np.uint8 if dtype == np.float32 else np.uint16), min(1 << (cells >> shift).bit_length(), _COUNTS)),
+             (dtype, cells if fits else _OWNERS), (np.dtype(np.int64), 0 if fits else _OWNERS))
+    nbytes = [-(-kind.itemsize * workers * size // 64) * 64 for kind, size in kinds]
+    whole, at, parts = memory.scratch(sum(nbytes)), 0, []
+    for (kind, size), length in zip(kinds, nbytes, strict=True):
+        parts.append(whole[at:at + length].view(kind)[:workers * size].reshape(workers, size))
+        at += length
+    times, lost, owners = parts
+    return bool(add_many_at(workers, flat(dout), flat(indices), places, cells, flat(out), shift, times, limit, lost, owners))
 
 
 @lru_cache(maxsize=256)

@@ -109,7 +109,7 @@ FC_UNROLL
 FC_UNROLL
         for (int j = i; j < FC_LANES; j += PIECE)
             if (ahead)
-                __builtin_prefetch((const char *)(from[j] + at) + ahead, 0, level);
+                fc_ask_for((const char *)(from[j] + at) + ahead, level);
     }
 }
 FC_INLINE void FC_NAME(turn_blocks)(VEC *row)
@@ -144,7 +144,7 @@ FC_UNROLL
     for (int i = 0; i < FC_LANES; i++) {
         row[i] = FC_NAME(load)(from[i] + at);
         if (ahead)
-            __builtin_prefetch((const char *)(from[i] + at) + ahead, 0, level);
+            fc_ask_for((const char *)(from[i] + at) + ahead, level);
     }
 }
 /* One round puts row i + LANES/2 between the elements of row i: the numbers of the elements turn by one bit, and after all of

@@ -123,7 +123,17 @@ typedef struct {
     ptrdiff_t chunk, copy;          /* cells at a time, and the elements of a copy of their windows */
     ptrdiff_t planes;               /* that are tried together */
     ptrdiff_t cells, bytes;         /* as above */
+    ptrdiff_t counts;               /* where in scratch there is how often cells are named, or what rounding loses of them */
 } fc_chosen;
+
+/* So many cells are counted, and what rounding loses has so many bytes at most, or is of so many cells of a larger plane. */
+enum { FC_COUNTED = 1 << 18, FC_LOST_BYTES = 1 << 18, FC_OWNERS = 1 << 14 };
+
+/* Which of them a cell is: neighbours are, and those above one another hardly ever the same one. */
+FC_INLINE ptrdiff_t fc_place(ptrdiff_t cell)
+{
+    return (ptrdiff_t)(((size_t)cell + (size_t)cell / FC_OWNERS * 0x9e37) % FC_OWNERS);
+}
 
 /* Are all of them in [0, size)? Two's complement: an index or what is left to the last one is negative otherwise. */
 static int fc_all_inside(const int64_t *indices, ptrdiff_t count, int64_t size)
@@ -242,7 +252,7 @@ static fc_shared fc_plan_shared(const fc_pooling *p, ptrdiff_t itemsize, int win
     return a;
 }
 
-static fc_chosen fc_plan_chosen(const fc_pooling *p, ptrdiff_t itemsize)
+static fc_chosen fc_plan_guesses(const fc_pooling *p, ptrdiff_t itemsize)
 {
     enum { BLOCK_BYTES = 8192, PAIR_BYTES = 4096, CHUNK_BYTES = 8192, TOGETHER_BYTES = 32768 };
     const ptrdiff_t lanes = FC_VECTOR_BYTES / itemsize, row = p->w * itemsize;
@@ -276,6 +286,15 @@ static fc_chosen fc_plan_chosen(const fc_pooling *p, ptrdiff_t itemsize)
         a.cells = fc_max(a.cells, a.chunk);
         a.bytes = fc_max(a.bytes, 2 * a.copy * itemsize);
     }
+    return a;
+}
+
+static fc_chosen fc_plan_chosen(const fc_pooling *p, ptrdiff_t itemsize)
+{
+    fc_chosen a = fc_plan_guesses(p, itemsize);
+    const ptrdiff_t cells = p->h * p->w, lost = cells * itemsize;
+    a.counts = fc_round_up(a.bytes, FC_LINE);
+    a.bytes = a.counts + fc_max(fc_min(cells, FC_COUNTED) * (itemsize / 4), lost <= FC_LOST_BYTES ? lost : FC_OWNERS * (8 + itemsize));
     return a;
 }
 

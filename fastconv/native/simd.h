@@ -75,6 +75,15 @@ static inline ptrdiff_t fc_product_pieces(ptrdiff_t n)
 /* Sets a flag that several threads may set at a time. */
 FC_INLINE void fc_mark(uint8_t *flag) { __atomic_store_n(flag, 1, __ATOMIC_RELAXED); }
 
+/* Prefetches a line into the first-level cache (3) or the second (2); clang wants the level itself, and no constant argument. */
+FC_INLINE void fc_ask_for(const char *at, const int level)
+{
+    if (level == 3)
+        __builtin_prefetch(at, 0, 3);
+    else
+        __builtin_prefetch(at, 0, 2);
+}
+
 /* What the epilogue of a tile does besides storing it. */
 enum { FC_ACCUMULATE = 1, FC_RELU = 2, FC_PAST_CACHES = 4 };
 
