@@ -37,7 +37,7 @@ import numpy as np
 
 from ..geometry import Window2dGeometry
 from .common import AHEAD, U, copy, fill, inside, zero
-from .options import Kernel, flat, inlined, part, prange, usable_workers
+from .options import Kernel, flat, inlined, named, part, prange, usable_workers
 from .vectors import (
     LINE_BYTES,
     STACK_BYTES,
@@ -240,6 +240,7 @@ def windows_by(lanes):
     move, move_padded = few(lanes)
 
     @part
+    @named(lanes)
     def take(rows, at, line, step, count, width, places, to, o, pitch):
         """`places` windows to to[o], `pitch` cells apart: of `count` rows of `width` cells, the first at rows[at + q*step].
 
@@ -261,6 +262,7 @@ def windows_by(lanes):
             o += pitch
 
     @part
+    @named(lanes)
     def give(col, at, pitch, count, width, places, rows, line, phases, step):
         """The way back: windows to `rows`, zeros behind each of their rows, of which there are `count`.
 

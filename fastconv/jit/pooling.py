@@ -28,7 +28,7 @@ from .. import memory
 from ..geometry import Pool2dGeometry, Window2dGeometry
 from .common import AHEAD, U, copy, copy_row_pairs, fill, inside, prefetch, zero
 from .im2col import STREAM_BYTES, seen_by, window
-from .options import Kernel, flat, inlined, part, prange, usable_workers
+from .options import Kernel, flat, inlined, named, part, prange, usable_workers
 from .vectors import (
     STACK_BYTES,
     ask,
@@ -99,8 +99,10 @@ def has_nan(x, begin, end):
 def folding(op, averages, careful):
     """A function that folds windows with `op`: to averages, or to maxima, of which one is `careful` with NaN."""
     looks_for_nan = not averages and not careful
+    called = named("averages" if averages else "careful" if careful else "maxima")
 
     @inlined
+    @called
     def fold_tap(x, at, step, count, ahead, mask, first, whole, nothing, nan):
         """A vector of `op` over `count` rows of x, `nothing` in lanes from `first` on, and the lanes where a NaN was seen.
 
@@ -122,6 +124,7 @@ def folding(op, averages, careful):
         return best, nan
 
     @inlined
+    @called
     def fold_rows(x, at, step, count, down, rows, line, pitch, repeat, width, nothing, nan):
         """rows[line + r*pitch + k] = op over `count` rows of x, `repeat` times, `down` cells further each time.
 
@@ -151,6 +154,7 @@ def folding(op, averages, careful):
         return nan
 
     @part
+    @called
     def fold_some(x, at, step, count, down, rows, line, pitch, repeat, width, nothing, nan):
         if count == 2:
             return fold_rows(x, at, step, 2, down, rows, line, pitch, repeat, width, nothing, nan)
@@ -164,6 +168,7 @@ def folding(op, averages, careful):
         return nan
 
     @inlined
+    @called
     def fold_column(rows, at, step, gap, taps):
         """A vector of op over `taps` columns of `rows`, `gap` apart; windows are `step` apart, 1 or 2."""
         best = load(rows, at) if step == 1 else evens(load(rows, at), load(rows, at + lanes_of(rows)))
@@ -173,6 +178,7 @@ def folding(op, averages, careful):
         return best
 
     @inlined
+    @called
     def fold_columns(rows, line, pitch, step, gap, taps, repeat, y, oh, out, o, ow, limit, down, across, fixed):
         """`repeat` rows of windows to out[o]; the first one is row y of a plane. `down`, `across`, `fixed`: the divisors."""
         lanes = lanes_of(out)
@@ -209,6 +215,7 @@ def folding(op, averages, careful):
             q -= lanes
 
     @part
+    @called
     def fold_band(v, p, x, r0, r1, rows, taps, identity, out, limit, down, across, fixed):
         """Each window of rows [r0, r1) of output, counted over all planes. False where a NaN was in the way.
 
