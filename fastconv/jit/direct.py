@@ -772,12 +772,13 @@ class DataPlan(Plan):
     def _axis_classes(self, axis: int) -> Iterator[tuple[tuple[int, ...], np.ndarray]]:
         geometry = self.geometry
         size, step, gap = geometry.in_size[axis], geometry.stride[axis], geometry.dilation[axis]
-        before = geometry.pads[axis][0]
-        taps = np.arange(geometry.kernel[axis])
+        before, taps = geometry.pads[axis][0], geometry.kernel[axis]
+        phases, _ = _phases(taps, gap, step)  # of taps: each comes up again after so many
+        first_tap = {phase: tap for tap, phase in enumerate(phases)}
         for y in range(min(size, step)):  # the class's first row or column
-            residue = (y + before) % step
-            first = (y + before) // step
-            yield (residue - before, step, first, (size - 1 - y) // step + 1 + first), taps[taps * gap % step == residue]
+            first, residue = divmod(y + before, step)
+            yield ((residue - before, step, first, (size - 1 - y) // step + 1 + first),
+                   np.arange(first_tap.get(residue, taps), taps, step // math.gcd(gap, step)))
 
 
 class WeightPlan(_ForwardLayout):
