@@ -45,6 +45,7 @@ from .vectors import (
     mixed_high,
     mixed_low,
     nan_in,
+    odds,
     over,
     plus,
     rolled,
@@ -65,6 +66,7 @@ Array = np.ndarray
 STEP = 16                # cells of the longest vector
 _STEP = U(STEP)
 
+WIDE = 3                 # vectors of a row that is gone through in the order of memory; loops over shorter ones go down
 BAND = 6144              # cells of a band, with which everything stays in the first-level cache
 SPREAD = 2048           # cells of a band of a gradient: what they are made from stays there, too, and they fit the stack
 MOST_PLACES = 2**31 - 1  # cells of a plane whose indices fit 32 bits, as which they are faster
@@ -103,19 +105,21 @@ def folding(op, averages, careful):
 
     @inlined
     @called
-    def fold_tap(x, at, step, count, ahead, mask, first, whole, nothing, nan):
-        """A vector of `op` over `count` rows of x, `nothing` in lanes from `first` on, and the lanes where a NaN was seen.
+    def fold_cells(x, at, mask, first, whole, nothing):
+        if first < 0:  # all
+            return load(x, at)
+        if whole:
+            return where(mask, load(x, at), nothing)
+        return load_where(x, at, 0, first, nothing)
 
-        What is `ahead` of the last two rows is asked for: others were the last ones before.
-        """
-        best = where(mask, load(x, at), nothing) if whole else load_where(x, at, 0, first, nothing)
-        if count <= 2:
-            ask(x, at + ahead)
-        for i in range(1, count):
+    @inlined
+    @called
+    def fold_tap(x, at, step, count, mask, first, whole, nothing, nan):
+        """A vector of `op` over `count` rows of x, `nothing` in lanes from `first` on, and the lanes where a NaN was seen."""
+        best = fold_cells(x, at, mask, first, whole, nothing)
+        for _ in range(1, count):
             at += step
-            if i >= count - 2:
-                ask(x, at + ahead)
-            value = where(mask, load(x, at), nothing) if whole else load_where(x, at, 0, first, nothing)
+            value = fold_cells(x, at, mask, first, whole, nothing)
             if looks_for_nan:
                 nan = either(nan, nan_in(best, value))
             best = op(best, value)
@@ -131,8 +135,28 @@ def folding(op, averages, careful):
         Behind the `width` cells of a row goes `nothing`, perhaps into the next one: columns are taken from behind.
         """
         lanes = lanes_of(x)
-        ahead = max(AHEAD, repeat * down)
         k = (width - 1) // lanes * lanes
+        if width >= WIDE * lanes:  # in the order of memory, which reads are faster in
+            rows_each = 2 if down >= 2 * width else 1
+            while repeat > 0 and at + k + (count - 1) * step + lanes <= x.size:
+                mask, asked = between(x, 0, width - k), at + (count - rows_each) * step + AHEAD
+                for q in range(0, k, lanes):
+                    ask(x, asked)
+                    if rows_each == 2:
+                        ask(x, asked + lanes)
+                    asked += rows_each * lanes
+                    rolled()
+                    best, nan = fold_tap(x, at + q, step, count, mask, -1, True, nothing, nan)
+                    store(rows, line + q, best)
+                ask(x, asked)
+                if rows_each == 2:
+                    ask(x, asked + lanes)
+                best, nan = fold_tap(x, at + k, step, count, mask, width - k, True, nothing, nan)
+                store(rows, line + k, best)
+                at += down
+                line += pitch
+                repeat -= 1
+        ahead = max(AHEAD, repeat * down) + max(count - 2, 0) * step
         while k >= 0:
             mask, end = between(x, 0, min(width - k, lanes)), repeat
             while end > 0 and at + k + (end - 1) * down + (count - 1) * step + lanes > x.size:
@@ -140,13 +164,16 @@ def folding(op, averages, careful):
             a, t = at + k, line + k
             for _ in range(end):
                 rolled()
-                best, nan = fold_tap(x, a, step, count, ahead, mask, width - k, True, nothing, nan)
+                ask(x, a + ahead)  # of the last two rows: others were the last ones before
+                if count > 1:
+                    ask(x, a + ahead + step)
+                best, nan = fold_tap(x, a, step, count, mask, width - k, True, nothing, nan)
                 store(rows, t, best)
                 a += down
                 t += pitch
             for _ in range(end, repeat):
                 rolled()
-                best, nan = fold_tap(x, a, step, count, ahead, mask, width - k, False, nothing, nan)
+                best, nan = fold_tap(x, a, step, count, mask, width - k, False, nothing, nan)
                 store(rows, t, best)
                 a += down
                 t += pitch
@@ -183,6 +210,18 @@ def folding(op, averages, careful):
         """`repeat` rows of windows to out[o]; the first one is row y of a plane. `down`, `across`, `fixed`: the divisors."""
         lanes = lanes_of(out)
         q = (ow - 1) // lanes * lanes
+        if ow >= WIDE * lanes and not (averages and fixed == 0):
+            divisor = splat(out, fixed)
+            for _ in range(repeat):
+                for t in range(0, q, lanes):
+                    rolled()
+                    best = fold_column(rows, line + t * step, step, gap, taps)
+                    store(out, o + t, over(best, divisor) if averages else best)
+                best = fold_column(rows, line + q * step, step, gap, taps)
+                store_first(out, o + q, over(best, divisor) if averages else best, ow - q, limit)
+                line += pitch
+                o += ow
+            return
         while q >= 0:
             end = repeat
             while end > 0 and o + q + (end - 1) * ow + lanes > limit:
@@ -216,6 +255,33 @@ def folding(op, averages, careful):
 
     @part
     @called
+    def fold_pairs(x, at, count, ow, out, o, limit, divisor, nothing, nan):
+        """`count` rows of windows of 2x2 cells, two apart, without any cells beside them. False where a NaN was in the way."""
+        lanes, w = lanes_of(x), 2 * ow
+        divisors = splat(out, divisor)
+        for _ in range(count):
+            asked = at + AHEAD  # in the order of memory
+            for q in range(0, ow, lanes):
+                for i in range(4):
+                    ask(x, asked + i * lanes)
+                asked += 4 * lanes
+                here, left = at + 2 * q, w - 2 * q
+                if left >= 2 * lanes:
+                    a, b, c, d = load(x, here), load(x, here + lanes), load(x, here + w), load(x, here + w + lanes)
+                else:
+                    a, b = load_where(x, here, 0, left, nothing), load_where(x, here + lanes, 0, left - lanes, nothing)
+                    c, d = load_where(x, here + w, 0, left, nothing), load_where(x, here + w + lanes, 0, left - lanes, nothing)
+                if looks_for_nan:
+                    nan = either(nan, either(nan_in(a, c), nan_in(b, d)))
+                a, b = op(a, c), op(b, d)
+                best = op(evens(a, b), odds(a, b))
+                store_first(out, o + q, over(best, divisors) if averages else best, ow - q, limit)
+            at += 2 * w
+            o += ow
+        return not (looks_for_nan and some(nan))
+
+    @part
+    @called
     def fold_band(v, p, x, r0, r1, rows, taps, identity, out, limit, down, across, fixed):
         """Each window of rows [r0, r1) of output, counted over all planes. False where a NaN was in the way.
 
@@ -226,6 +292,9 @@ def folding(op, averages, careful):
         nan = nan_in(nothing, nothing)
         h, w, oh, ow, sh, dh, kh, kw, sw, dw, top = v.h, v.w, v.oh, v.ow, v.sh, v.dh, v.kh, v.kw, v.sw, v.dw, v.top
         pitch = p.pitch
+        pairs = kh == kw == sh == sw == 2 and dh == dw == 1 and h == 2 * oh and w == 2 * ow and top == 0 and v.left == 0
+        if pairs and ow >= WIDE * lanes_of(x) and (not averages or fixed != 0):
+            return fold_pairs(x, r0 * 2 * w, r1 - r0, ow, out, r0 * ow, limit, fixed, nothing, nan)
         r, line = r0, p.margin
         while r < r1:
             plane, y = r // oh * h * w, r % oh
@@ -464,21 +533,25 @@ def max_planes(workers, windows, poolings, x, out, indices, scratch):
 
 
 @Kernel
-def add_at(workers, dout, indices, places, cells, out):
-    """Add `places` values of dout up in the `cells` of each plane, if all indices are in there. Returns whether."""
-    low, high = np.int64(0), np.int64(0)
-    for i in range(indices.size):
-        low, high = min(low, indices[i]), max(high, indices[i])
-    if low < 0 or high >= cells:
-        return False
+def add_at(workers, dout, indices, places, cells, out, wrong):
+    """Add `places` values of dout up in the `cells` of each plane. In `wrong` each worker counts planes with other indices.
+
+    They are looked through plane by plane: so they are in a cache when they are used.
+    """
     planes = indices.size // places
     for worker in prange(workers):
+        wrong[worker] = 0
         for plane in range(planes * worker // workers, planes * (worker + 1) // workers):
+            low, high = np.int64(0), np.int64(0)
+            for i in range(U(plane * places), U((plane + 1) * places)):
+                low, high = min(low, indices[i]), max(high, indices[i])
+            if low < 0 or high >= cells:
+                wrong[worker] += 1
+                continue
             zero(out, plane * cells, cells)
             base = U(plane * cells)
             for i in range(U(plane * places), U((plane + 1) * places)):
                 out[base + U(indices[i])] += dout[i]
-    return True
 
 
 # --- average ----------------------------------------------------------------------------------------------------------
@@ -760,15 +833,17 @@ _FEW_CELLS = 256
 
 
 def max_pool_backward(dout: Array, indices: Array, geometry: Window2dGeometry, out: Array, threads: int) -> bool:
-    """Add dout up in the cells of `out` that `indices` name; False, with `out` untouched, where one is in no plane."""
+    """Add dout up in the cells of `out` that `indices` name; False where one is in no plane: then `out` may hold anything."""
     if out.dtype == np.float32 and math.prod(geometry.in_size) <= _FEW_CELLS < geometry.positions // 2:
         wide = np.empty(out.shape)  # no pooling's indices, but a cell may be the sum of thousands
         done = max_pool_backward(dout.astype(np.float64), indices, geometry, wide, threads)
         if done:
             out[...] = wide
         return done
-    return bool(add_at(usable_workers(threads), flat(dout), flat(indices), geometry.positions,
-                       geometry.in_size[0] * geometry.in_size[1], flat(out)))
+    workers = usable_workers(threads)
+    wrong = np.empty(workers, np.int64)
+    add_at(workers, flat(dout), flat(indices), geometry.positions, math.prod(geometry.in_size), flat(out), wrong)
+    return not wrong.any()
 
 
 @lru_cache(maxsize=256)
