@@ -112,6 +112,8 @@ def test_small_gradients_of_other_memory_and_settings(small_calls):
 
 
 def test_a_forced_algorithm_that_cannot_do_all_gradients_does_those_that_are_asked_for(small_calls):
+    if fastconv.dispatch.backend().name == "numba":
+        pytest.skip("Numba has no such algorithm")
     dout, x, weight = arrays()
     dx, dw, db = fastconv.conv2d_backward(dout, x, weight, 1, 1, need=("dx",), algorithm="winograd")
     np.testing.assert_allclose(dx, fastconv.conv2d_backward_data(dout, weight, x.shape, 1, 1), rtol=0, atol=1e-4)
