@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
 from typing import Any
 
@@ -10,13 +11,16 @@ import pytest
 
 import fastconv
 from fastconv import functional, native
+from fastconv.options import backend_available
 
 
-@pytest.fixture
-def small_calls(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[Any, Any]]:
+@pytest.fixture(params=["cython", "numba"])
+def small_calls(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[Any, Any]]:
+    if not backend_available(request.param):
+        pytest.skip(f"{request.param} is not installed")
     cache: dict[Any, Any] = {}
     monkeypatch.setattr(functional, "_small_calls", cache)
-    with fastconv.options(backend="cython", num_threads=2):
+    with fastconv.options(backend=request.param, num_threads=2):
         yield cache
 
 
@@ -39,6 +43,8 @@ def the_long_way(dout: np.ndarray, x: np.ndarray, weight: np.ndarray) -> tuple[A
 @pytest.mark.parametrize("isa", native.available_isas())
 @pytest.mark.parametrize("need", [("dx", "dw", "db"), ("dx",), ("dw",), ("db",), ("db", "dx"), ()])
 def test_small_gradients_are_the_same_bits_as_those_of_long_calls(dtype, isa, need, small_calls, monkeypatch):
+    if fastconv.dispatch.backend().name == "numba" and isa != native.available_isas()[0]:
+        pytest.skip("Numba has no choice of instructions")
     dout, x, weight = arrays(dtype)
     with native.using_isa(isa):
         for some, image in ((dout, x), (dout[0], x[0])):
@@ -71,6 +77,19 @@ def test_small_gradients_of_what_is_not_finite(value, which, small_calls):
     assert len(small_calls) == 1
 
 
+@pytest.mark.parametrize("stride", [1, 2])
+def test_small_gradients_of_planes_by_themselves(stride, small_calls):
+    rng = np.random.default_rng(3)
+    x, weight = rng.standard_normal((2, 3, 8, 9)), rng.standard_normal((3, 1, 3, 3))
+    dout = rng.standard_normal(fastconv.conv2d(x, weight, None, stride, 1, 1, 3).shape)
+    first, second = (fastconv.conv2d_backward(dout, x, weight, stride, 1, 1, 3) for _ in range(2))
+    assert len([key for key in small_calls if key[0] == "backward"]) == 1
+    want = fastconv.reference.conv2d_backward(dout, x, weight, stride, 1, 1, 3)
+    for one, two, exact in zip(first, second, want, strict=True):
+        np.testing.assert_array_equal(one, two)
+        np.testing.assert_allclose(two, exact, rtol=0, atol=1e-12)
+
+
 def test_small_gradients_of_other_memory_and_settings(small_calls):
     dout, x, weight = arrays()
     want = fastconv.conv2d_backward(dout, x, weight, 1, 1)
@@ -93,6 +112,8 @@ def test_small_gradients_of_other_memory_and_settings(small_calls):
 
 
 def test_a_forced_algorithm_that_cannot_do_all_gradients_does_those_that_are_asked_for(small_calls):
+    if fastconv.dispatch.backend().name == "numba":
+        pytest.skip("Numba has no such algorithm")
     dout, x, weight = arrays()
     dx, dw, db = fastconv.conv2d_backward(dout, x, weight, 1, 1, need=("dx",), algorithm="winograd")
     np.testing.assert_allclose(dx, fastconv.conv2d_backward_data(dout, weight, x.shape, 1, 1), rtol=0, atol=1e-4)
@@ -102,12 +123,15 @@ def test_a_forced_algorithm_that_cannot_do_all_gradients_does_those_that_are_ask
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 1e-7), ("float64", 1e-13)])
 @pytest.mark.parametrize("shape", [(1, 1, 1, 1), (3, 5, 7, 9), (2, 3, 224, 224), (100_000, 2, 1, 1), (0, 4, 3, 3)])
-@pytest.mark.parametrize("isa", native.available_isas())
+@pytest.mark.parametrize("isa", [*native.available_isas(), "numba"])
 def test_bias_gradients_are_exact_over_any_number_of_pixels(dtype, tolerance, shape, isa):
+    backend = "numba" if isa == "numba" else "cython"
+    if not backend_available(backend):
+        pytest.skip(f"{backend} is not installed")
     dout = np.random.default_rng(8).random(shape).astype(dtype)  # all positive: a running sum in float32 loses 1e-5
     want = dout.sum(axis=(0, 2, 3), dtype=np.longdouble)
     weight = np.zeros((shape[1], 1, 1, 1), dtype)
-    with fastconv.options(backend="cython"), native.using_isa(isa):
+    with fastconv.options(backend=backend), contextlib.nullcontext() if isa == "numba" else native.using_isa(isa):
         found = []
         for threads in (1, 2, 5):
             with fastconv.options(num_threads=threads):

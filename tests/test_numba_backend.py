@@ -722,11 +722,10 @@ def test_single_planes_have_a_kernel_of_their_own(dtype):
 # --- the cache on disk ------------------------------------------------------------------------------------------------
 
 STATISTICS = """
-from fastconv.jit import options, pooling
+from fastconv.jit import direct, options
 CHANGE
-fastconv.options(backend="numba", num_threads=1)
-fastconv.max_pool2d(np.ones((1, 1, 4, 4), "f4"), 2)
-statistics = pooling.max_planes.variant(False).stats
+print(direct.finite(1, np.ones(3, "f4")), end=" ")
+statistics = direct.finite.variant(False).stats
 print(sum(statistics.cache_hits.values()), sum(statistics.cache_misses.values()))
 """
 
@@ -738,11 +737,62 @@ def cache_statistics(folder: Path, change: str = "") -> str:
 
 @needs_numba
 def test_kernels_are_cached_on_disk(tmp_path):
-    assert cache_statistics(tmp_path) == "0 1\n"
-    assert any(tmp_path.rglob("*max_planes_serial*.nbc"))
-    assert cache_statistics(tmp_path) == "1 0\n"
+    assert cache_statistics(tmp_path) == "True 0 1\n"
+    assert cache_statistics(tmp_path) == "True 1 0\n"
+    (first,) = tmp_path.rglob("*finite_serial*")
     # Numba looks at the file of the kernel only; here a change of any file of the folder counts
-    assert cache_statistics(tmp_path, "options._source_stamp = lambda: 'another'") == "0 1\n"
+    changed = "options._STAMP = 'another'; options._source_stamp = lambda: 'another'"
+    assert cache_statistics(tmp_path, changed) == "True 0 1\n"
+    (second,) = tmp_path.rglob("*finite_serial*")  # what is obsolete does not pile up
+    assert second != first
+    assert cache_statistics(tmp_path, changed) == "True 1 0\n"
+    second.write_bytes(b"")  # as a crash of the system leaves it
+    assert cache_statistics(tmp_path, changed) == "True 0 1\n"
+    assert cache_statistics(tmp_path, changed) == "True 1 0\n"
+
+
+@needs_numba
+def test_what_was_imported_before_a_file_changed_is_not_cached(tmp_path):
+    """A process that began with the old files must not leave their code behind as that of the new ones, nor run these."""
+    assert cache_statistics(tmp_path, "options._source_stamp = lambda: 'another'") == "True 0 1\n"
+    assert not list(tmp_path.rglob("*.nb*"))
+    assert cache_statistics(tmp_path) == "True 0 1\n"
+    assert cache_statistics(tmp_path, "options._source_stamp = lambda: 'another'") == "True 0 1\n"
+
+
+@needs_numba
+def test_the_stamp_is_of_what_is_in_the_files(tmp_path, monkeypatch):
+    from fastconv.jit import options
+
+    for name, text in (("a.py", "1"), ("b.py", "22")):
+        (tmp_path / name).write_text(text)
+    monkeypatch.setattr(options, "__file__", str(tmp_path / "a.py"))
+    before, times = options._source_stamp(), (tmp_path / "b.py").stat()
+    (tmp_path / "b.py").write_text("23")
+    os.utime(tmp_path / "b.py", ns=(times.st_atime_ns, times.st_mtime_ns))  # packagers give all files one time
+    assert options._source_stamp() != before
+
+
+@needs_numba
+def test_no_two_parts_of_kernels_have_one_name():
+    """The linker takes them for the same: in kernels that two processes compiled, one was called in place of the other."""
+    from fastconv.jit import im2col, options, pooling
+
+    def make(step: int) -> Any:
+        def add(x: Any) -> Any:
+            return x + step
+
+        return add
+
+    name = f"made-{len(options._parts)}"
+    one = options.part(options.named(f"{name}-1")(make(1)))
+    two = options.part(options.named(f"{name}-2")(make(2)))
+    assert (one(1), two(1)) == (2, 3)
+    with pytest.raises(ValueError, match=f"{name}-1"):
+        options.part(options.named(f"{name}-1")(make(3)))
+    names = [function.py_func.__qualname__ for function in (im2col.take_4, im2col.take_8, im2col.give_4, im2col.give_8,
+                                                            pooling.averages, pooling.maxima, pooling.maxima_or_nan)]
+    assert len(set(names)) == len(names)
 
 
 @needs_numba

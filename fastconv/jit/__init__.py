@@ -55,6 +55,14 @@ class NumbaBackend(NumpyBackend):
         if not direct.backward_weight(dout, x, geometry, out, budget.threads):
             im2col_gemm.backward_weight(self, dout, x, geometry, out, im2col_gemm.modest(budget))
 
+    def bias_gradient(self, dout: Array, out: Array, threads: int) -> None:
+        from . import direct
+
+        if dout.dtype in KERNEL_DTYPES:
+            direct.bias_gradient(dout, out, threads)
+        else:
+            super().bias_gradient(dout, out, threads)
+
     def im2col(self, x: Array, geometry: Window2dGeometry, layout: str, pad_value: Any, out: Array,
                threads: int) -> None:
         from . import im2col

@@ -64,6 +64,7 @@ from ..geometry import Conv2dGeometry
 from . import depthwise
 from .common import U, copy, copy_row_pairs, inside, zero
 from .options import Kernel, flat, part, prange, usable_workers
+from .vectors import lane, lanes_of, load, load_where, plus, splat
 
 ROWS, TAPS = 4, 6    # of the block of weights that stays in registers
 COLUMNS = 512        # the most columns of a tile
@@ -75,6 +76,7 @@ SEGMENTS = 2         # pixels that are added to each of them in one visit
 BAND_BYTES = 393216  # of a band's flat copy: with the weights that stream past, it fits an L2 of 1 MB
 NARROW_FILTERS = 24  # backward weight is narrow for fewer filters than this,
 NARROW_BYTES = 2**20 # if its partial sums fit
+CHUNK = 1024         # cells of dout that are added up in the lanes of a vector
 
 # Where things lie in a worker's tile array: the tile, the sum of its chunks, the narrow kernel's partial sums.
 TILE, TOTAL, SUMS = 0, ROWS * PITCH, 2 * ROWS * PITCH
@@ -524,6 +526,34 @@ def finite(workers, values):
     return not found
 
 
+@Kernel
+def sum_planes(workers, dout, batch, cells, sums):
+    """sums[k] = the sum of plane k of all images, as a vector of each CHUNK of cells, and these in float64."""
+    planes = sums.size
+    lanes = lanes_of(dout)
+    zeros = splat(dout, dout.dtype.type(0))
+    for worker in prange(workers):
+        for plane in range(planes * worker // workers, planes * (worker + 1) // workers):
+            total = 0.0
+            for image in range(batch):
+                first = (image * planes + plane) * cells
+                for begin in range(first, first + cells, CHUNK):
+                    end = min(begin + CHUNK, first + cells)
+                    a = b = c = d = zeros
+                    at = begin
+                    while at + 4 * lanes <= end:
+                        a, b = plus(a, load(dout, at)), plus(b, load(dout, at + lanes))
+                        c, d = plus(c, load(dout, at + 2 * lanes)), plus(d, load(dout, at + 3 * lanes))
+                        at += 4 * lanes
+                    while at < end:
+                        a = plus(a, load_where(dout, at, 0, end - at, zeros))
+                        at += lanes
+                    a = plus(plus(a, b), plus(c, d))
+                    for i in range(lanes):
+                        total += lane(a, i)
+            sums[plane] = total
+
+
 # --- plans: what follows from the geometry ----------------------------------------------------------------------------
 
 
@@ -742,12 +772,13 @@ class DataPlan(Plan):
     def _axis_classes(self, axis: int) -> Iterator[tuple[tuple[int, ...], np.ndarray]]:
         geometry = self.geometry
         size, step, gap = geometry.in_size[axis], geometry.stride[axis], geometry.dilation[axis]
-        before = geometry.pads[axis][0]
-        taps = np.arange(geometry.kernel[axis])
+        before, taps = geometry.pads[axis][0], geometry.kernel[axis]
+        phases, _ = _phases(taps, gap, step)  # of taps: each comes up again after so many
+        first_tap = {phase: tap for tap, phase in enumerate(phases)}
         for y in range(min(size, step)):  # the class's first row or column
-            residue = (y + before) % step
-            first = (y + before) // step
-            yield (residue - before, step, first, (size - 1 - y) // step + 1 + first), taps[taps * gap % step == residue]
+            first, residue = divmod(y + before, step)
+            yield ((residue - before, step, first, (size - 1 - y) // step + 1 + first),
+                   np.arange(first_tap.get(residue, taps), taps, step // math.gcd(gap, step)))
 
 
 class WeightPlan(_ForwardLayout):
@@ -862,7 +893,70 @@ class SmallForward:
         return out
 
 
-#: Where `SmallForward` is found, as in :mod:`fastconv.native`.
+class SmallBackward:
+    """The gradients of a small direct convolution, made ready once as `SmallForward` is."""
+
+    def __init__(self, geometry: Conv2dGeometry, dtype: np.dtype, batched: bool) -> None:
+        self.geometry, self.dtype = geometry, dtype.newbyteorder("=")
+        self.shape = geometry.input_shape if batched else geometry.input_shape[1:]
+        self.no_bias = _zeros(geometry.channels, self.dtype)
+        self.data_planes = depthwise.job("backward_data", geometry, dtype.itemsize)
+        self.weight_planes = depthwise.job("backward_weight", geometry, dtype.itemsize)
+        data, weight = plan("backward_data", geometry, dtype.itemsize), plan("backward_weight", geometry, dtype.itemsize)
+        self.data_job, self.weight_job = data.ready(1).job, weight.ready(1).job
+        self.data_tables, self.weight_tables = data.tables, (*weight.tables, weight.narrow)
+        self.class_of_tap, self.turned = data.class_of_tap, data.shared
+        # (tile, flat, side): so small that they are made faster than cut from the scratch, which Python may run between
+        self.data_scratch, self.weight_scratch = (tuple(int(job[name][0]) for name in ("tile", "flat", "side"))
+                                                  for job in (self.data_job, self.weight_job))
+
+    def __call__(self, dout: np.ndarray, x: np.ndarray, weight: np.ndarray, data: bool, filters: bool,
+                 bias: bool) -> tuple[np.ndarray | None, np.ndarray | None, np.ndarray | None] | None:
+        """(dx, dw, db), None for what is not asked for; None where an array is not as the kernels take it, or not finite."""
+        dtype = self.dtype
+        for array in (dout, x, weight):
+            if not array.flags.carray or array.dtype != dtype:
+                return None
+        dx = dw = db = None
+        gradient = dout.reshape(-1)
+        if data:
+            dx = np.empty(self.shape, dtype)
+            if not self._data(gradient, weight.reshape(-1), dx.reshape(-1)):
+                return None
+        if filters:
+            dw = np.empty(weight.shape, dtype)
+            if not self._filters(gradient, x.reshape(-1), dw.reshape(-1)):
+                return None
+        if bias:
+            db = np.empty(weight.shape[0], dtype)
+            sum_planes(1, gradient, self.geometry.batch, self.geometry.positions, db)
+        return dx, dw, db
+
+    def _data(self, dout: np.ndarray, weight: np.ndarray, dx: np.ndarray) -> bool:
+        if not finite(1, weight):
+            return False
+        if self.data_planes is not None:
+            depthwise.backward_data(1, self.data_planes, dout, weight, self.geometry, self.no_bias, dx)
+            return True
+        dtype, (tile, flat_, _) = self.dtype, self.data_scratch
+        taps, phases, offset = self.data_tables
+        turned = np.empty(self.turned, dtype)
+        turn_weights(1, self.data_job, taps, self.class_of_tap, weight, turned)
+        correlate(1, self.data_job, taps, phases, offset, dout, turned, self.no_bias, False, dx, np.empty(tile, dtype),
+                  np.empty(flat_, dtype))
+        return True
+
+    def _filters(self, dout: np.ndarray, x: np.ndarray, dw: np.ndarray) -> bool:
+        if self.weight_planes is not None:
+            depthwise.backward_weight(1, self.weight_planes, x, dout, dw)
+        else:
+            dtype, (tile, flat_, side) = self.dtype, self.weight_scratch
+            weight_gradient(1, self.weight_job, *self.weight_tables, x, dout, dw, np.empty(tile, dtype), np.empty(flat_, dtype),
+                            np.empty(side, dtype))
+        return bool(finite(1, dw))
+
+
+#: Where `SmallForward` and `SmallBackward` are found, as in :mod:`fastconv.native`.
 kernels = sys.modules[__name__]
 
 
@@ -886,6 +980,13 @@ def backward_data(dout: np.ndarray, weight: np.ndarray, geometry: Conv2dGeometry
         correlate(workers, job, taps, phases, offset, flat(dout), scratch[0], _zeros(geometry.channels, dout.dtype), False,
                   flat(out), scratch[1], scratch[2])
     return True
+
+
+def bias_gradient(dout: np.ndarray, out: np.ndarray, threads: int) -> None:
+    """The sums of dout's planes, into `out`."""
+    batch, planes = dout.shape[:2]
+    workers = min(usable_workers(threads), max(planes, 1))
+    sum_planes(workers, flat(dout), batch, math.prod(dout.shape[2:]), flat(out))
 
 
 def backward_weight(dout: np.ndarray, x: np.ndarray, geometry: Conv2dGeometry, out: np.ndarray, threads: int) -> bool:

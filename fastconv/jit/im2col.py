@@ -37,7 +37,7 @@ import numpy as np
 
 from ..geometry import Window2dGeometry
 from .common import AHEAD, U, copy, fill, inside, zero
-from .options import Kernel, flat, inlined, part, prange, usable_workers
+from .options import Kernel, flat, inlined, named, part, prange, usable_workers
 from .vectors import (
     LINE_BYTES,
     STACK_BYTES,
@@ -57,6 +57,7 @@ from .vectors import (
     mixed_high,
     mixed_low,
     odd_pairs,
+    odds,
     plus,
     put_whole,
     send,
@@ -65,6 +66,7 @@ from .vectors import (
     store,
     store_first,
     store_lane,
+    stream,
     turn4,
     where,
 )
@@ -235,11 +237,46 @@ def columns_items(v, begin, end, x, step_n, step_c, step_h, col, pads, bypass):
         fence()
 
 
+@part
+def split_pairs(v, begin, end, x, step_n, step_c, step_h, col, pads, streams):
+    """The same for windows of 2x2 cells, two apart and inside of the image: each of its rows goes to two taps at once.
+
+    The last vector of a row reaches into the next row of its tap, but behind the last row is another tap: it goes there cell
+    by cell, which costs more than it gains where rows are shorter than a vector.
+    """
+    lanes = lanes_of(col)
+    oh, ow, places = v.oh, v.ow, v.step_r
+    pad = load_splat(pads, 0)
+    for item in range(begin, end):
+        image = item // v.c * step_n + item % v.c * step_c
+        for y in range(oh):
+            for i in range(2):
+                at, o = image + (2 * y + i) * step_h, (item * 4 + 2 * i) * places + y * ow
+                limit = (item * 4 + 2 * i + 1) * places
+                for q in range(0, ow, lanes):
+                    here, left = at + 2 * q, 2 * (ow - q)
+                    ask(x, here + AHEAD)
+                    ask(x, here + AHEAD + lanes)
+                    if here + 2 * lanes <= x.size:
+                        a, b = load(x, here), load(x, here + lanes)
+                    else:
+                        a, b = load_where(x, here, 0, left, pad), load_where(x, here + lanes, 0, left - lanes, pad)
+                    if streams:
+                        stream(col, o + q, evens(a, b))
+                        stream(col, o + places + q, odds(a, b))
+                    else:
+                        store_first(col, o + q, evens(a, b), ow - q, limit)
+                        store_first(col, o + places + q, odds(a, b), ow - q, limit + places)
+    if streams:
+        fence()
+
+
 def windows_by(lanes):
     """Functions that move windows, row by row, each as so many cells."""
     move, move_padded = few(lanes)
 
     @part
+    @named(lanes)
     def take(rows, at, line, step, count, width, places, to, o, pitch):
         """`places` windows to to[o], `pitch` cells apart: of `count` rows of `width` cells, the first at rows[at + q*step].
 
@@ -261,6 +298,7 @@ def windows_by(lanes):
             o += pitch
 
     @part
+    @named(lanes)
     def give(col, at, pitch, count, width, places, rows, line, phases, step):
         """The way back: windows to `rows`, zeros behind each of their rows, of which there are `count`.
 
@@ -449,7 +487,7 @@ def cs231n_item(v, item, x, step_n, step_c, step_h, col, pad):
 def gather(workers, windows, x, step_n, step_c, step_h, pads, col, channels, line, places, bypass):
     """`channels`, `line`, `places`: of how many channels "rows" takes how many cells for how many windows at a time; or 0.
 
-    Or `channels` is QUADS.
+    Or `channels` is QUADS: windows of 2x2 cells, in "rows" or in "columns".
     """
     for worker in prange(workers):
         v = windows[0]
@@ -460,7 +498,10 @@ def gather(workers, windows, x, step_n, step_c, step_h, pads, col, channels, lin
         else:
             items = v.c * v.oh
         begin, end = items * worker // workers, items * (worker + 1) // workers
-        if v.layout == COLUMNS_LAYOUT:
+        whole = v.ow % lanes_of(col) == 0 and beyond_line(col, 0) == 0  # rows of whole lines can go past the caches as they are
+        if v.layout == COLUMNS_LAYOUT and channels == QUADS and (whole or not bypass) and v.ow >= lanes_of(col):
+            split_pairs(v, begin, end, x, step_n, step_c, step_h, col, pads, bypass)
+        elif v.layout == COLUMNS_LAYOUT:
             columns_items(v, begin, end, x, step_n, step_c, step_h, col, pads, bypass)
         elif v.layout == ROWS_LAYOUT and channels == QUADS:
             take_quads(v, begin, end, x, step_n, step_c, step_h, col, bypass)
@@ -555,6 +596,37 @@ def sum_columns(v, begin, end, col, down, across, out, bypass):
             if e == sh:
                 e, t = 0, t + 1
     if bypass:
+        fence()
+
+
+@part
+def weave_pairs(v, begin, end, col, out, streams):
+    """The same for windows of 2x2 cells, two apart, which cover the image: each of its rows is woven from two taps."""
+    lanes = lanes_of(col)
+    oh, ow, places = v.oh, v.ow, v.step_r
+    zeros, limit = splat(col, col.dtype.type(0)), end * 4 * places
+    for plane in range(begin, end):
+        o = plane * 4 * places
+        for y in range(oh):
+            for i in range(2):
+                at = (plane * 4 + 2 * i) * places + y * ow
+                for q in range(0, ow, lanes):
+                    ask(col, at + q + AHEAD)
+                    ask(col, at + places + q + AHEAD)
+                    if at + places + q + lanes <= col.size:
+                        a, b = load(col, at + q), load(col, at + places + q)
+                    else:
+                        a = load_where(col, at + q, 0, ow - q, zeros)
+                        b = load_where(col, at + places + q, 0, ow - q, zeros)
+                    if streams:
+                        stream(out, o + 2 * q, mixed_low(a, b))
+                        stream(out, o + 2 * q + lanes, mixed_high(a, b))
+                    else:
+                        store_first(out, o + 2 * q, mixed_low(a, b), 2 * (ow - q), limit)
+                        if q + lanes // 2 < ow:
+                            store_first(out, o + 2 * q + lanes, mixed_high(a, b), 2 * (ow - q) - lanes, limit)
+                o += 2 * ow
+    if streams:
         fence()
 
 
@@ -698,12 +770,15 @@ def add_columns(v, plane, col, out):
 def scatter(workers, windows, col, down, across, blocks, channels, line, places, phases, out, bypass):
     """`channels`, `line`, `places`, `phases`: of how many channels "rows" lays out how many windows in how long lines; or 0.
 
-    Or `channels` is QUADS.
+    Or `channels` is QUADS: windows of 2x2 cells, in "rows" or in "columns".
     """
     for worker in prange(workers):
         v = windows[0]
         begin, end = v.n * v.c * worker // workers, v.n * v.c * (worker + 1) // workers
-        if v.layout == COLUMNS_LAYOUT and channels > 0:
+        whole = v.ow % lanes_of(out) == 0 and beyond_line(out, 0) == 0  # rows of whole lines can go past the caches as they are
+        if v.layout == COLUMNS_LAYOUT and channels == QUADS and (whole or not bypass):
+            weave_pairs(v, begin, end, col, out, bypass)
+        elif v.layout == COLUMNS_LAYOUT and channels != 0:
             sum_columns(v, begin, end, col, down, across, out, bypass)
         elif v.layout == ROWS_LAYOUT and channels == QUADS:
             give_quads(v, v.n * v.oh * worker // workers, v.n * v.oh * (worker + 1) // workers, col, out, bypass)
@@ -725,12 +800,18 @@ def _movable(geometry: Window2dGeometry) -> bool:
     return geometry.dilation[1] == 1 and geometry.kernel[1] <= MOST_MOVED
 
 
-def _quads(geometry: Window2dGeometry, itemsize: int) -> bool:
-    """Are windows 2x2 cells of 4 bytes, two apart and inside of the image, and enough of them for a block?"""
+def _pairs(geometry: Window2dGeometry) -> bool:
+    """Are windows 2x2 cells, two apart and inside of the image?"""
     g = geometry
-    return bool(itemsize == 4 and g.kernel == g.stride == (2, 2) and g.dilation == (1, 1) and g.channels >= QUAD
-                and g.out_size[1] >= 2 * QUAD and g.pads[0][0] == g.pads[1][0] == 0
+    return bool(g.kernel == g.stride == (2, 2) and g.dilation == (1, 1) and g.pads[0][0] == g.pads[1][0] == 0
                 and all(2 * count <= size for count, size in zip(g.out_size, g.in_size, strict=True)))
+
+
+def _blocks(geometry: Window2dGeometry, layout: str, itemsize: int) -> bool:
+    """And are these what a kernel has for them? In "rows" it is for cells of 4 bytes, and enough windows for a block."""
+    if layout == "rows" and (itemsize != 4 or geometry.channels < QUAD or geometry.out_size[1] < 2 * QUAD):
+        return False
+    return LAYOUTS[layout] != CS231N_LAYOUT and _pairs(geometry)
 
 
 def _turned(geometry: Window2dGeometry, phases: int, itemsize: int, whole: bool) -> tuple[int, int, int]:
@@ -766,7 +847,7 @@ def im2col(x: Array, geometry: Window2dGeometry, layout: str, pad: Array, out: A
     else:  # what lies between the first cell and the last
         span = 1 + sum(step * (extent - 1) for step, extent in zip((*steps, 1), x.shape, strict=True))
         cells = flat(np.lib.stride_tricks.as_strided(x, (span,), (size,)))
-    turned = (QUADS, 0, 0) if layout == "rows" and _quads(geometry, size) else _turned(geometry, 1, size, True)
+    turned = (QUADS, 0, 0) if _blocks(geometry, layout, size) else _turned(geometry, 1, size, True)
     bypass = out.nbytes >= STREAM_BYTES and (geometry.out_size[1] * size <= STACK_BYTES // 2 or layout == "rows")
     gather(usable_workers(threads), window(geometry, layout), cells.view(ITEMS[size]), *steps,
            pad.reshape(-1).view(ITEMS[size]), flat(out).view(ITEMS[size]), *turned, bypass)
@@ -781,11 +862,11 @@ def col2im(col: Array, geometry: Window2dGeometry, layout: str, out: Array, thre
     moved = next((lanes for lanes in MOVES if geometry.kernel[1] <= lanes), MOST_MOVED)
     phases = -(-moved // geometry.stride[1])
     covered = geometry.in_size == (2 * geometry.out_size[0], 2 * geometry.out_size[1])
-    if layout == "rows" and covered and _quads(geometry, col.itemsize):
+    if covered and _blocks(geometry, layout, col.itemsize):
         channels, line, places = QUADS, 0, 0
     elif layout == "rows":
         channels, line, places = _turned(geometry, phases, col.itemsize, False)
-    else:  # a row of the image is the sum of rows of which the stack holds the places
+    else:  # for "columns": a row of the image is the sum of rows of which the stack holds the places
         channels, line, places = int(geometry.kernel[0] * 8 <= STACK_BYTES), 0, 0
     bypass = out.nbytes >= STREAM_BYTES and geometry.in_size[1] * col.itemsize <= STACK_BYTES // 2
     scatter(workers, window(geometry, layout), flat(col), down, across, blocks, channels, line, places, phases,

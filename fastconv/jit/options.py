@@ -7,12 +7,14 @@ are cached on disk, beside the sources or where ``NUMBA_CACHE_DIR`` says.
 
 from __future__ import annotations
 
+import hashlib
 import importlib
 import os
+import pickle
 import sys
 import threading
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from pathlib import Path
 from types import FunctionType
 from typing import Any
@@ -42,11 +44,40 @@ FLAGS: dict[str, Any] = {"nogil": True, "error_model": "numpy", "fastmath": {"co
 if hasattr(numba.core.options.DefaultOptions, "_nrt"):
     FLAGS["_nrt"] = False
 
+_parts: set[tuple[str, str]] = set()
+
+
+def _part(**more: Any) -> Callable[[Callable[..., Any]], Any]:
+    def decorate(function: Callable[..., Any]) -> Any:
+        name = function.__module__, function.__qualname__
+        if name in _parts:
+            raise ValueError(f"another part of kernels is called {'.'.join(name)}: see fastconv.jit.options.named")
+        _parts.add(name)
+        return numba.njit(**FLAGS, **more)(function)
+
+    return decorate
+
+
 #: Decorator of the functions that kernels are put together from: compiled into each kernel that calls them.
-part = numba.njit(**FLAGS)
+part = _part()
 
 #: The same for what is a few instructions long, or is called for each vector: to hand over an array takes seven arguments.
-inlined = numba.njit(**FLAGS, forceinline=True)
+inlined = _part(forceinline=True)
+
+
+def named(suffix: Any) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Decorator of a part that a function makes, which may make it more than once: give each a name of its own.
+
+    What is not inlined is a symbol in the code of each kernel that calls it: its name, the types of its arguments, and how
+    many functions the process had compiled before. Of symbols of one name the first that is loaded counts, for all
+    kernels. In kernels from the cache, which several processes compiled, two parts of one name may have the same number.
+    """
+    def rename(function: Callable[..., Any]) -> Callable[..., Any]:
+        function.__name__ += f"_{suffix}"
+        function.__qualname__ += f"_{suffix}"
+        return function
+
+    return rename
 
 prange = numba.prange
 
@@ -100,27 +131,77 @@ def _dispatcher(function: Callable[..., Any], parallel: bool) -> Any:
     copy.__module__, copy.__qualname__, copy.__doc__ = function.__module__, name, function.__doc__
     copy.__kwdefaults__ = function.__kwdefaults__
     options = {**FLAGS, "parallel": parallel}
-    try:
-        dispatcher = numba.njit(**options, cache=True)(copy)
-    except RuntimeError:  # there is no folder that a cache could be written to
-        return numba.njit(**options)(copy)
-    _stamp(dispatcher)
-    return dispatcher
+    if _source_stamp() == _STAMP:  # else what is imported is not what is on disk
+        try:
+            dispatcher = numba.njit(**options, cache=True)(copy)
+        except RuntimeError:  # there is no folder that a cache could be written to
+            pass
+        else:
+            if _CacheFile.replaces_numbas(dispatcher):
+                return dispatcher
+    return numba.njit(**options)(copy)
 
 
-def _source_stamp() -> tuple[Any, ...]:
-    return tuple((path.name, path.stat().st_mtime_ns, path.stat().st_size)
-                 for path in sorted(Path(__file__).parent.glob("*.py")))
+def _source_stamp() -> str:
+    """Of the contents of all files of this folder."""
+    contents = hashlib.sha256()
+    for path in sorted(Path(__file__).parent.glob("*.py")):
+        contents.update(path.name.encode() + b"\0" + hashlib.sha256(path.read_bytes()).digest())
+    return contents.hexdigest()[:16]
 
 
-def _stamp(dispatcher: Any) -> None:
-    """Make cached code obsolete when any file of this folder changes: Numba looks at the kernel's own file only.
+_STAMP = _source_stamp()
 
-    That goes through attributes that Numba does not promise to keep. Without them its own rule holds.
+
+class _CacheFile:
+    """Where compiled code is kept on disk: a file for each signature, named by all that the code follows from.
+
+    In place of Numba's, which has an index of numbered files. That looks at the kernel's own file only, where parts are in
+    others; and between two writes the index is of the new code and the file of the old: another process that came in
+    between, or any one if there was no second write, would run that. It is also lost between two processes which write at
+    once: one finds the other's dtype, and fails.
     """
-    cache_file = getattr(getattr(dispatcher, "_cache", None), "_cache_file", None)
-    if cache_file is not None and hasattr(cache_file, "_source_stamp"):
-        cache_file._source_stamp = _source_stamp()
+
+    def __init__(self, files: Any) -> None:
+        self.files = files
+        self.base = files._index_name.removesuffix(".nbi")
+
+    @classmethod
+    def replaces_numbas(cls, dispatcher: Any) -> bool:
+        """Whether Numba keeps its cache as it did when this was written. Where it does not, there is none."""
+        cache = getattr(dispatcher, "_cache", None)
+        files = getattr(cache, "_cache_file", None)
+        if cache is None or not all(hasattr(files, name) for name in ("_index_name", "_cache_path", "_load_data", "_save_data",
+                                                                      "load", "save", "flush")):
+            return False
+        cache._cache_file = cls(files)
+        return True
+
+    def _name(self, key: Any) -> str:
+        # of the signature, the processor, the kernel's own code
+        text = repr((numba.__version__, importlib.import_module("llvmlite").__version__, key))
+        return f"{self.base}.{_STAMP}.{hashlib.sha256(text.encode()).hexdigest()[:16]}.nbc"
+
+    def load(self, key: Any) -> Any:
+        """What was saved, or None."""
+        try:
+            return self.files._load_data(self._name(key))
+        except (OSError, EOFError, pickle.UnpicklingError):  # none yet, or one that a crash of the system emptied
+            return None
+
+    def save(self, key: Any, data: Any) -> None:
+        """Write a file at once, and remove those of other sources."""
+        self.files._save_data(self._name(key), data)
+        for path in Path(self.files._cache_path).glob(f"{self.base}.*nb[ci]"):
+            if not path.name.startswith(f"{self.base}.{_STAMP}."):
+                with suppress(OSError):
+                    path.unlink()
+
+    def flush(self) -> None:
+        """Forget what was saved."""
+        for path in Path(self.files._cache_path).glob(f"{self.base}.*nb[ci]"):
+            with suppress(OSError):
+                path.unlink()
 
 
 # --- threads ----------------------------------------------------------------------------------------------------------

@@ -28,7 +28,7 @@ from .. import memory
 from ..geometry import Pool2dGeometry, Window2dGeometry
 from .common import AHEAD, U, copy, copy_row_pairs, fill, inside, prefetch, zero
 from .im2col import STREAM_BYTES, seen_by, window
-from .options import Kernel, flat, inlined, part, prange, usable_workers
+from .options import Kernel, flat, inlined, named, part, prange, usable_workers
 from .vectors import (
     STACK_BYTES,
     ask,
@@ -45,6 +45,7 @@ from .vectors import (
     mixed_high,
     mixed_low,
     nan_in,
+    odds,
     over,
     plus,
     rolled,
@@ -65,6 +66,7 @@ Array = np.ndarray
 STEP = 16                # cells of the longest vector
 _STEP = U(STEP)
 
+WIDE = 3                 # vectors of a row that is gone through in the order of memory; loops over shorter ones go down
 BAND = 6144              # cells of a band, with which everything stays in the first-level cache
 SPREAD = 2048           # cells of a band of a gradient: what they are made from stays there, too, and they fit the stack
 MOST_PLACES = 2**31 - 1  # cells of a plane whose indices fit 32 bits, as which they are faster
@@ -99,21 +101,25 @@ def has_nan(x, begin, end):
 def folding(op, averages, careful):
     """A function that folds windows with `op`: to averages, or to maxima, of which one is `careful` with NaN."""
     looks_for_nan = not averages and not careful
+    called = named("averages" if averages else "careful" if careful else "maxima")
 
     @inlined
-    def fold_tap(x, at, step, count, ahead, mask, first, whole, nothing, nan):
-        """A vector of `op` over `count` rows of x, `nothing` in lanes from `first` on, and the lanes where a NaN was seen.
+    @called
+    def fold_cells(x, at, mask, first, whole, nothing):
+        if first < 0:  # all
+            return load(x, at)
+        if whole:
+            return where(mask, load(x, at), nothing)
+        return load_where(x, at, 0, first, nothing)
 
-        What is `ahead` of the last two rows is asked for: others were the last ones before.
-        """
-        best = where(mask, load(x, at), nothing) if whole else load_where(x, at, 0, first, nothing)
-        if count <= 2:
-            ask(x, at + ahead)
-        for i in range(1, count):
+    @inlined
+    @called
+    def fold_tap(x, at, step, count, mask, first, whole, nothing, nan):
+        """A vector of `op` over `count` rows of x, `nothing` in lanes from `first` on, and the lanes where a NaN was seen."""
+        best = fold_cells(x, at, mask, first, whole, nothing)
+        for _ in range(1, count):
             at += step
-            if i >= count - 2:
-                ask(x, at + ahead)
-            value = where(mask, load(x, at), nothing) if whole else load_where(x, at, 0, first, nothing)
+            value = fold_cells(x, at, mask, first, whole, nothing)
             if looks_for_nan:
                 nan = either(nan, nan_in(best, value))
             best = op(best, value)
@@ -122,14 +128,35 @@ def folding(op, averages, careful):
         return best, nan
 
     @inlined
+    @called
     def fold_rows(x, at, step, count, down, rows, line, pitch, repeat, width, nothing, nan):
         """rows[line + r*pitch + k] = op over `count` rows of x, `repeat` times, `down` cells further each time.
 
         Behind the `width` cells of a row goes `nothing`, perhaps into the next one: columns are taken from behind.
         """
         lanes = lanes_of(x)
-        ahead = max(AHEAD, repeat * down)
         k = (width - 1) // lanes * lanes
+        if width >= WIDE * lanes:  # in the order of memory, which reads are faster in
+            rows_each = 2 if down >= 2 * width else 1
+            while repeat > 0 and at + k + (count - 1) * step + lanes <= x.size:
+                mask, asked = between(x, 0, width - k), at + (count - rows_each) * step + AHEAD
+                for q in range(0, k, lanes):
+                    ask(x, asked)
+                    if rows_each == 2:
+                        ask(x, asked + lanes)
+                    asked += rows_each * lanes
+                    rolled()
+                    best, nan = fold_tap(x, at + q, step, count, mask, -1, True, nothing, nan)
+                    store(rows, line + q, best)
+                ask(x, asked)
+                if rows_each == 2:
+                    ask(x, asked + lanes)
+                best, nan = fold_tap(x, at + k, step, count, mask, width - k, True, nothing, nan)
+                store(rows, line + k, best)
+                at += down
+                line += pitch
+                repeat -= 1
+        ahead = max(AHEAD, repeat * down) + max(count - 2, 0) * step
         while k >= 0:
             mask, end = between(x, 0, min(width - k, lanes)), repeat
             while end > 0 and at + k + (end - 1) * down + (count - 1) * step + lanes > x.size:
@@ -137,13 +164,16 @@ def folding(op, averages, careful):
             a, t = at + k, line + k
             for _ in range(end):
                 rolled()
-                best, nan = fold_tap(x, a, step, count, ahead, mask, width - k, True, nothing, nan)
+                ask(x, a + ahead)  # of the last two rows: others were the last ones before
+                if count > 1:
+                    ask(x, a + ahead + step)
+                best, nan = fold_tap(x, a, step, count, mask, width - k, True, nothing, nan)
                 store(rows, t, best)
                 a += down
                 t += pitch
             for _ in range(end, repeat):
                 rolled()
-                best, nan = fold_tap(x, a, step, count, ahead, mask, width - k, False, nothing, nan)
+                best, nan = fold_tap(x, a, step, count, mask, width - k, False, nothing, nan)
                 store(rows, t, best)
                 a += down
                 t += pitch
@@ -151,6 +181,7 @@ def folding(op, averages, careful):
         return nan
 
     @part
+    @called
     def fold_some(x, at, step, count, down, rows, line, pitch, repeat, width, nothing, nan):
         if count == 2:
             return fold_rows(x, at, step, 2, down, rows, line, pitch, repeat, width, nothing, nan)
@@ -164,6 +195,7 @@ def folding(op, averages, careful):
         return nan
 
     @inlined
+    @called
     def fold_column(rows, at, step, gap, taps):
         """A vector of op over `taps` columns of `rows`, `gap` apart; windows are `step` apart, 1 or 2."""
         best = load(rows, at) if step == 1 else evens(load(rows, at), load(rows, at + lanes_of(rows)))
@@ -173,10 +205,23 @@ def folding(op, averages, careful):
         return best
 
     @inlined
+    @called
     def fold_columns(rows, line, pitch, step, gap, taps, repeat, y, oh, out, o, ow, limit, down, across, fixed):
         """`repeat` rows of windows to out[o]; the first one is row y of a plane. `down`, `across`, `fixed`: the divisors."""
         lanes = lanes_of(out)
         q = (ow - 1) // lanes * lanes
+        if ow >= WIDE * lanes and not (averages and fixed == 0):
+            divisor = splat(out, fixed)
+            for _ in range(repeat):
+                for t in range(0, q, lanes):
+                    rolled()
+                    best = fold_column(rows, line + t * step, step, gap, taps)
+                    store(out, o + t, over(best, divisor) if averages else best)
+                best = fold_column(rows, line + q * step, step, gap, taps)
+                store_first(out, o + q, over(best, divisor) if averages else best, ow - q, limit)
+                line += pitch
+                o += ow
+            return
         while q >= 0:
             end = repeat
             while end > 0 and o + q + (end - 1) * ow + lanes > limit:
@@ -209,6 +254,34 @@ def folding(op, averages, careful):
             q -= lanes
 
     @part
+    @called
+    def fold_pairs(x, at, count, ow, out, o, limit, divisor, nothing, nan):
+        """`count` rows of windows of 2x2 cells, two apart, without any cells beside them. False where a NaN was in the way."""
+        lanes, w = lanes_of(x), 2 * ow
+        divisors = splat(out, divisor)
+        for _ in range(count):
+            asked = at + AHEAD  # in the order of memory
+            for q in range(0, ow, lanes):
+                for i in range(4):
+                    ask(x, asked + i * lanes)
+                asked += 4 * lanes
+                here, left = at + 2 * q, w - 2 * q
+                if left >= 2 * lanes:
+                    a, b, c, d = load(x, here), load(x, here + lanes), load(x, here + w), load(x, here + w + lanes)
+                else:
+                    a, b = load_where(x, here, 0, left, nothing), load_where(x, here + lanes, 0, left - lanes, nothing)
+                    c, d = load_where(x, here + w, 0, left, nothing), load_where(x, here + w + lanes, 0, left - lanes, nothing)
+                if looks_for_nan:
+                    nan = either(nan, either(nan_in(a, c), nan_in(b, d)))
+                a, b = op(a, c), op(b, d)
+                best = op(evens(a, b), odds(a, b))
+                store_first(out, o + q, over(best, divisors) if averages else best, ow - q, limit)
+            at += 2 * w
+            o += ow
+        return not (looks_for_nan and some(nan))
+
+    @part
+    @called
     def fold_band(v, p, x, r0, r1, rows, taps, identity, out, limit, down, across, fixed):
         """Each window of rows [r0, r1) of output, counted over all planes. False where a NaN was in the way.
 
@@ -219,6 +292,9 @@ def folding(op, averages, careful):
         nan = nan_in(nothing, nothing)
         h, w, oh, ow, sh, dh, kh, kw, sw, dw, top = v.h, v.w, v.oh, v.ow, v.sh, v.dh, v.kh, v.kw, v.sw, v.dw, v.top
         pitch = p.pitch
+        pairs = kh == kw == sh == sw == 2 and dh == dw == 1 and h == 2 * oh and w == 2 * ow and top == 0 and v.left == 0
+        if pairs and ow >= WIDE * lanes_of(x) and (not averages or fixed != 0):
+            return fold_pairs(x, r0 * 2 * w, r1 - r0, ow, out, r0 * ow, limit, fixed, nothing, nan)
         r, line = r0, p.margin
         while r < r1:
             plane, y = r // oh * h * w, r % oh
@@ -524,46 +600,51 @@ def add_counted(dout, indices, first, stop, out, base, shift, times, limit):
 
 
 @part
-def all_below(indices, cells):
+def all_below(indices, first, stop, cells):
     low, high = np.int64(0), np.int64(0)
-    for i in range(indices.size):
+    for i in range(U(first), U(stop)):
         low, high = min(low, indices[i]), max(high, indices[i])
     return low >= 0 and high < cells
 
 
 @Kernel
-def add_at(workers, dout, indices, places, cells, out):
-    """Add `places` values of dout up in the `cells` of each plane, if all indices are in there. Returns whether."""
-    if not all_below(indices, cells):
-        return False
+def add_at(workers, dout, indices, places, cells, out, wrong):
+    """Add `places` values of dout up in the `cells` of each plane. In `wrong` each worker counts planes with other indices.
+
+    They are looked through plane by plane: so they are in a cache when they are used.
+    """
     planes = indices.size // places
     for worker in prange(workers):
+        wrong[worker] = 0
         for plane in range(planes * worker // workers, planes * (worker + 1) // workers):
+            if not all_below(indices, plane * places, (plane + 1) * places, cells):
+                wrong[worker] += 1
+                continue
             zero(out, plane * cells, cells)
             base = U(plane * cells)
             for i in range(U(plane * places), U((plane + 1) * places)):
                 out[base + U(indices[i])] += dout[i]
-    return True
 
 
 @Kernel
-def add_many_at(workers, dout, indices, places, cells, out, shift, times, limit, lost, owners):
+def add_many_at(workers, dout, indices, places, cells, out, shift, times, limit, lost, owners, wrong):
     """The same of planes where too many may be added up in one cell; `times`, `lost` and `owners` are (workers, elements).
 
     No pooling needs to have given the indices, and a large window's may name a cell thousands of times: a plane is gone on
     with exactly where `limit` of the windows that are counted fall together.
     """
-    if not all_below(indices, cells):
-        return False
     planes = indices.size // places
     for worker in prange(workers):
+        wrong[worker] = 0
         for plane in range(planes * worker // workers, planes * (worker + 1) // workers):
+            if not all_below(indices, plane * places, (plane + 1) * places, cells):
+                wrong[worker] += 1
+                continue
             zero(out, plane * cells, cells)
             base, first, stop = U(plane * cells), U(plane * places), U((plane + 1) * places)
             reached = add_counted(dout, indices, first, stop, out, base, shift, times[worker], limit)
             if reached < stop:
                 add_exactly(dout, indices, reached, stop, out, base, cells, lost[worker], owners[worker])
-    return True
 
 
 # --- average ----------------------------------------------------------------------------------------------------------
@@ -848,11 +929,13 @@ _COUNTS, _LOST_BYTES, _OWNERS = 1 << 18, 1 << 18, 1 << 14
 
 
 def max_pool_backward(dout: Array, indices: Array, geometry: Window2dGeometry, out: Array, threads: int) -> bool:
-    """Add dout up in the cells of `out` that `indices` name; False, with `out` untouched, where one is in no plane."""
+    """Add dout up in the cells of `out` that `indices` name; False where one is in no plane: then `out` may hold anything."""
     workers, dtype, places, cells = usable_workers(threads), out.dtype, geometry.positions, math.prod(geometry.in_size)
     most, limit = _MOST_ADDED[dtype.name]
+    wrong = np.empty(workers, np.int64)
     if places <= most:
-        return bool(add_at(workers, flat(dout), flat(indices), places, cells, flat(out)))
+        add_at(workers, flat(dout), flat(indices), places, cells, flat(out), wrong)
+        return not wrong.any()
     shift = max(min((cells // places).bit_length() - 1, 6), 0)
     fits = cells * dtype.itemsize <= _LOST_BYTES
     kinds = ((np.dtype(np.uint8 if dtype == np.float32 else np.uint16), min(1 << (cells >> shift).bit_length(), _COUNTS)),
@@ -863,7 +946,8 @@ def max_pool_backward(dout: Array, indices: Array, geometry: Window2dGeometry, o
         parts.append(whole[at:at + length].view(kind)[:workers * size].reshape(workers, size))
         at += length
     times, lost, owners = parts
-    return bool(add_many_at(workers, flat(dout), flat(indices), places, cells, flat(out), shift, times, limit, lost, owners))
+    add_many_at(workers, flat(dout), flat(indices), places, cells, flat(out), shift, times, limit, lost, owners, wrong)
+    return not wrong.any()
 
 
 @lru_cache(maxsize=256)

@@ -78,6 +78,7 @@ def _calls(dtype: np.dtype, threads: int) -> Iterator[Callable[[], Any]]:
     many, dout, dx = (np.zeros(shape, dtype) for shape in (large.weight_shape, large.output_shape, large.input_shape))
     yield lambda: backend.direct_backward_data(dout, many, large, dx, budget)
     yield lambda: backend.direct_backward_weight(out, x, geometry, weight, budget)
+    yield lambda: backend.bias_gradient(out, np.zeros(8, dtype), budget.threads)
     # planes by themselves, with stride 1 and, where the gradient is another kernel's, 2
     one = conv2d_geometry(x.shape, (2, 1, 3, 3), 1, 1, 1, 2)
     two = conv2d_geometry(x.shape, (2, 1, 3, 3), 2, 1, 1, 2)
