@@ -674,23 +674,21 @@ def pooled_conv2d_backward(dout: ArrayLike, indices: ArrayLike, y: Array | None,
                                weight_name="weight_shape")
     unpool2d_geometry(gradient.shape, places.shape, geometry.output_shape)
     dtype = _common_dtype(gradient, image)
-    if y is not None and (y.dtype != dtype or y.shape != gradient.shape):
-        gradient, y = relu_backward(gradient, y), None
     backend = dispatch.pooled_backward(geometry, math.prod(gradient.shape[2:]), dtype)
+    if y is not None and (backend is None or y.dtype != dtype or y.shape != gradient.shape):
+        gradient, y = relu_backward(gradient, y), None
     if backend is None:
-        if y is not None:
-            gradient = relu_backward(gradient, y)
         dense = max_pool2d_backward(gradient, places, geometry.output_shape)
         dw = _backward_weight(dense, image, geometry, dtype, "auto", padding_mode, None)
         return dw, _backward_bias(_prepared("dout", dense, dispatch.compute_dtype(dtype)), dtype)
     seen, padded = _seen_by_windows(image, geometry, padding_mode)
-    weights, biases = (_Result(shape, dtype, dtype, None) for shape in (geometry.weight_shape, geometry.weight_shape[:1]))
+    weights, biases = (memory.empty("the result", shape, dtype) for shape in (geometry.weight_shape, geometry.weight_shape[:1]))
     if not backend.pooled_backward(
             _prepared("dout", gradient, dtype), _prepared("indices", places, np.dtype(np.int64)),
-            None if y is None else _prepared("y", y, dtype), _prepared("x", seen, dtype), padded, weights.array, biases.array,
+            None if y is None else _prepared("y", y, dtype), _prepared("x", seen, dtype), padded, weights, biases,
             dispatch.threads(gradient.size)):
         raise _outside(places, geometry.out_size)
-    return weights(), biases()
+    return weights, biases
 
 
 def _checked_need(need: Any) -> set[str]:

@@ -212,6 +212,18 @@ def test_the_matrices_give_a_correlation_without_any_error(tile):
 VANISHING = {1: (-1,), 2: (0, -1), 3: (3, 4, 5)}
 
 
+def short_values(tile: Any, b: Any, missing: int, cell: int) -> list[Surd]:
+    """The transform of a tile with a 1 in one cell, and such cells that no pixel sees that some values vanish."""
+    d = [ONE if i == cell else ZERO for i in range(tile.cells)]
+    if missing == 2:
+        d[4] = Surd(Fraction(5, 2)) * d[2] - d[0]
+    if missing == 3:
+        d[3], d[4] = Surd(Fraction(1, 2)) * d[1], Surd(Fraction(1, 2)) * d[2]
+    last = sum(((b[-1][i] * d[i]) for i in range(tile.cells - 1)), start=ZERO)
+    d[-1] = (ZERO - last) / b[-1][-1]
+    return [sum((b[i][j] * d[j] for j in range(tile.cells)), start=ZERO) for i in range(tile.cells)]
+
+
 @pytest.mark.parametrize(("tile", "missing"), [(tile, missing) for tile in TILES for missing in range(1, tile.size)], ids=str)
 def test_short_tiles_need_fewer_products(tile, missing):
     """The cells that no pixel sees can be such that these values vanish; the others then give the pixels that there are."""
@@ -219,14 +231,7 @@ def test_short_tiles_need_fewer_products(tile, missing):
     seen = tile.cells - missing
     vanishing = {i % tile.cells for i in VANISHING[missing]}
     for tap, cell in itertools.product(range(tile.taps), range(seen)):
-        d = [ONE if i == cell else ZERO for i in range(tile.cells)]
-        if missing == 2:
-            d[4] = Surd(Fraction(5, 2)) * d[2] - d[0]
-        if missing == 3:
-            d[3], d[4] = Surd(Fraction(1, 2)) * d[1], Surd(Fraction(1, 2)) * d[2]
-        last = sum(((b[-1][i] * d[i]) for i in range(tile.cells - 1)), start=ZERO)
-        d[-1] = (ZERO - last) / b[-1][-1]
-        values = [sum((b[i][j] * d[j] for j in range(tile.cells)), start=ZERO) for i in range(tile.cells)]
+        values = short_values(tile, b, missing, cell)
         assert all(values[i] == ZERO for i in vanishing)
         for pixel in range(tile.size - missing):
             total = sum((a[pixel][i] * g[i][tap] * values[i] for i in range(tile.cells) if i not in vanishing), start=ZERO)
@@ -240,14 +245,7 @@ def test_short_tiles_of_gradients_need_fewer_products(missing):
     a, g, b = toom_cook(tile)
     vanishing = {i % tile.cells for i in VANISHING[missing]}
     for tap, cell in itertools.product(range(tile.taps - missing), range(tile.cells - missing)):
-        d = [ONE if i == cell else ZERO for i in range(tile.cells)]
-        if missing == 2:
-            d[4] = Surd(Fraction(5, 2)) * d[2] - d[0]
-        if missing == 3:
-            d[3], d[4] = Surd(Fraction(1, 2)) * d[1], Surd(Fraction(1, 2)) * d[2]
-        last = sum(((b[-1][i] * d[i]) for i in range(tile.cells - 1)), start=ZERO)
-        d[-1] = (ZERO - last) / b[-1][-1]
-        values = [sum((b[i][j] * d[j] for j in range(tile.cells)), start=ZERO) for i in range(tile.cells)]
+        values = short_values(tile, b, missing, cell)
         assert all(values[i] == ZERO for i in vanishing)
         for pixel in range(tile.size):  # of the gradient of the filter
             total = sum((a[pixel][i] * g[i][tap] * values[i] for i in range(tile.cells) if i not in vanishing), start=ZERO)

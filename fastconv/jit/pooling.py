@@ -600,30 +600,30 @@ def add_counted(dout, indices, first, stop, out, base, shift, times, limit):
 
 
 @part
-def all_below(indices, first, stop, cells):
+def begin_plane(indices, first, stop, plane, cells, out):
+    """Zeros in the plane, if indices [first, stop) are in it. Returns whether; they are in a cache now when they are used."""
     low, high = np.int64(0), np.int64(0)
     for i in range(U(first), U(stop)):
         low, high = min(low, indices[i]), max(high, indices[i])
-    return low >= 0 and high < cells
+    if low < 0 or high >= cells:
+        return False
+    zero(out, plane * cells, cells)
+    return True
 
 
 @Kernel
 def add_at(workers, dout, indices, places, cells, out, wrong):
-    """Add `places` values of dout up in the `cells` of each plane. In `wrong` each worker counts planes with other indices.
-
-    They are looked through plane by plane: so they are in a cache when they are used.
-    """
+    """Add `places` values of dout up in the `cells` of each plane. In `wrong` each worker counts planes with other indices."""
     planes = indices.size // places
     for worker in prange(workers):
         wrong[worker] = 0
         for plane in range(planes * worker // workers, planes * (worker + 1) // workers):
-            if not all_below(indices, plane * places, (plane + 1) * places, cells):
+            base, first, stop = U(plane * cells), U(plane * places), U((plane + 1) * places)
+            if begin_plane(indices, first, stop, plane, cells, out):
+                for i in range(first, stop):
+                    out[base + U(indices[i])] += dout[i]
+            else:
                 wrong[worker] += 1
-                continue
-            zero(out, plane * cells, cells)
-            base = U(plane * cells)
-            for i in range(U(plane * places), U((plane + 1) * places)):
-                out[base + U(indices[i])] += dout[i]
 
 
 @Kernel
@@ -637,14 +637,13 @@ def add_many_at(workers, dout, indices, places, cells, out, shift, times, limit,
     for worker in prange(workers):
         wrong[worker] = 0
         for plane in range(planes * worker // workers, planes * (worker + 1) // workers):
-            if not all_below(indices, plane * places, (plane + 1) * places, cells):
-                wrong[worker] += 1
-                continue
-            zero(out, plane * cells, cells)
             base, first, stop = U(plane * cells), U(plane * places), U((plane + 1) * places)
-            reached = add_counted(dout, indices, first, stop, out, base, shift, times[worker], limit)
-            if reached < stop:
-                add_exactly(dout, indices, reached, stop, out, base, cells, lost[worker], owners[worker])
+            if begin_plane(indices, first, stop, plane, cells, out):
+                reached = add_counted(dout, indices, first, stop, out, base, shift, times[worker], limit)
+                if reached < stop:
+                    add_exactly(dout, indices, reached, stop, out, base, cells, lost[worker], owners[worker])
+            else:
+                wrong[worker] += 1
 
 
 # --- average ----------------------------------------------------------------------------------------------------------

@@ -26,34 +26,29 @@ static inline ptrdiff_t fc_chosen_lanes(ptrdiff_t taps, ptrdiff_t itemsize)
     return 0;
 }
 
-static inline int fc_chosen_f32(ptrdiff_t lanes, double *sum, const float *dout, const int64_t *index, ptrdiff_t count,
-                                const float *x, const int32_t *seen, ptrdiff_t cells, const ptrdiff_t *row, ptrdiff_t rows)
-{
+/* The sums in vectors of so many elements, of one of the sizes that there are. */
 #if FC_VECTOR_BYTES >= 64
-    if (lanes == 16)
-        return fc_chosen_f32x16(sum, dout, index, count, x, seen, cells, row, rows);
+#define FC_CHOSEN_SIZES(longest, middle, shortest) FC_CHOSEN_SIZE(longest) FC_CHOSEN_SIZE(middle) FC_CHOSEN_SIZE(shortest)
+#elif FC_VECTOR_BYTES >= 32
+#define FC_CHOSEN_SIZES(longest, middle, shortest) FC_CHOSEN_SIZE(middle) FC_CHOSEN_SIZE(shortest)
+#else
+#define FC_CHOSEN_SIZES(longest, middle, shortest) FC_CHOSEN_SIZE(shortest)
 #endif
-#if FC_VECTOR_BYTES >= 32
-    if (lanes == 8)
-        return fc_chosen_f32x8(sum, dout, index, count, x, seen, cells, row, rows);
-#endif
-    (void)lanes;
-    return fc_chosen_f32x4(sum, dout, index, count, x, seen, cells, row, rows);
-}
-
-static inline int fc_chosen_f64(ptrdiff_t lanes, double *sum, const double *dout, const int64_t *index, ptrdiff_t count,
-                                const double *x, const int32_t *seen, ptrdiff_t cells, const ptrdiff_t *row, ptrdiff_t rows)
-{
-#if FC_VECTOR_BYTES >= 64
-    if (lanes == 8)
-        return fc_chosen_f64x8(sum, dout, index, count, x, seen, cells, row, rows);
-#endif
-#if FC_VECTOR_BYTES >= 32
-    if (lanes == 4)
-        return fc_chosen_f64x4(sum, dout, index, count, x, seen, cells, row, rows);
-#endif
-    (void)lanes;
-    return fc_chosen_f64x2(sum, dout, index, count, x, seen, cells, row, rows);
-}
+#define FC_CHOSEN_SIZE(name)                                                                                          \
+    if (lanes == fc_lanes_##name)                                                                                     \
+        return fc_chosen_##name(sum, dout, index, count, x, seen, cells, row, rows);
+#define FC_CHOSEN(type, T, longest, middle, shortest)                                                                 \
+    static inline int fc_chosen_##type(ptrdiff_t lanes, double *sum, const T *dout, const int64_t *index,             \
+                                       ptrdiff_t count, const T *x, const int32_t *seen, ptrdiff_t cells,             \
+                                       const ptrdiff_t *row, ptrdiff_t rows)                                          \
+    {                                                                                                                 \
+        FC_CHOSEN_SIZES(longest, middle, shortest)                                                                    \
+        return 0;                                                                                                     \
+    }
+FC_CHOSEN(f32, float, f32x16, f32x8, f32x4)
+FC_CHOSEN(f64, double, f64x8, f64x4, f64x2)
+#undef FC_CHOSEN_SIZES
+#undef FC_CHOSEN_SIZE
+#undef FC_CHOSEN
 
 #endif
