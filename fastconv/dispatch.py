@@ -269,13 +269,13 @@ def select(operation: str, geometry: Conv2dGeometry, dtype: np.dtype, settings: 
 
 
 # What the algorithms cost beside the FMAs of the definition, in the unit of one FMA instruction. Fitted to the rows of
-# bench/layers.py on a Zen 5 (AVX-512, float32): each ranks the two kernels as their measured times do, but where these
-# are within 4% of each other.
+# bench/layers.py on a Zen 5, and implicit GEMM's copies on a Zen 4 (AVX-512, float32): each ranks the two kernels as their
+# measured times do, but where these are within 4% of each other.
 _LANES = winograd.LANES
 _PANEL = 64  # pixels of a tile
 _PANEL_FMAS = 4  # FMA instructions that a tile needs for one output channel and one term
-_RUN, _ROW = 3.0, 20.0  # implicit GEMM: to pack one run of pixels of one term, and one term at all
-_FLAT = 11.0  # implicit GEMM: to copy the rows that a panel sees, for each channel and unit of the strides
+_RUN, _ROW = 3.0, 13.0  # implicit GEMM: to pack one run of pixels of one term, and one term at all
+_FLAT = 6.0  # implicit GEMM: to copy the rows that a panel sees, for each channel and unit of the strides
 _DOTS, _DOT = 4.0, 2.0  # implicit GEMM: inner products for pixels that do not fill a vector, and each of them, in pixels
 _OUT = 80.0  # to begin and end the sums of a tile's pixels of one channel, and to write them to memory
 _STORE = 70.0  # direct: the same by way of scratch, as tiles that cross the ends of rows are

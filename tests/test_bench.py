@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -304,6 +305,22 @@ def test_a_row_is_checked_and_timed(new_peer):
     assert ours["scratch_bytes"] == pytest.approx(ours["predicted_scratch_bytes"], rel=0.05, abs=64)
     assert records["wrong"]["seconds"] is None
     assert len({tuple(record) for record in records.values()}) == 1  # flat, and all the same names
+
+
+def test_a_first_call_is_not_what_a_call_takes(new_peer, monkeypatch):
+    calls, clock, told = [], [0.0], {}
+
+    def call(job):
+        clock[0] += 0.001 if calls else 0.5  # modules, plans, fresh memory
+        calls.append(job)
+        return fastconv.conv2d(job.x, job.weight, None, *job.conv.arguments)
+
+    new_peer("cold", lambda job: lambda: call(job))
+    monkeypatch.setattr(rows.time, "perf_counter", lambda: clock[0])
+    monkeypatch.setattr(rows, "CEILINGS", SimpleNamespace(available=False))
+    monkeypatch.setattr(rows, "interleave", lambda calls, seconds, *, seen, **others: told.update(seen))
+    rows.measure(Job("forward", CONVS[0]), ["cold"], 0.01)
+    assert told == {"cold": pytest.approx(0.001)}
 
 
 def test_a_row_keeps_no_arrays():

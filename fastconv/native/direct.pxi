@@ -43,16 +43,20 @@ cdef extern from "simd.h" nogil:
     enum: FC_ACCUMULATE
     enum: FC_RELU
     enum: FC_PAST_CACHES
+    ctypedef struct fc_asked:
+        const char* from_ "from"
+        const ptrdiff_t* at
+        ptrdiff_t count
     ctypedef void (*correlate_f32)(const float*, ptrdiff_t, const float*, const ptrdiff_t*, ptrdiff_t, float*, ptrdiff_t,
-                                   const float*, int) noexcept nogil
+                                   const float*, int, const fc_asked*) noexcept nogil
     ctypedef void (*correlate_f64)(const double*, ptrdiff_t, const double*, const ptrdiff_t*, ptrdiff_t, double*,
-                                   ptrdiff_t, const double*, int) noexcept nogil
+                                   ptrdiff_t, const double*, int, const fc_asked*) noexcept nogil
     ctypedef void (*inner_f32)(const float*, ptrdiff_t, const float*, const ptrdiff_t*, ptrdiff_t, ptrdiff_t, ptrdiff_t,
                                ptrdiff_t, float*, ptrdiff_t) noexcept nogil
     ctypedef void (*inner_f64)(const double*, ptrdiff_t, const double*, const ptrdiff_t*, ptrdiff_t, ptrdiff_t, ptrdiff_t,
                                ptrdiff_t, double*, ptrdiff_t) noexcept nogil
-    correlate_f32 fc_correlate_table_f32[4][6]
-    correlate_f64 fc_correlate_table_f64[4][6]
+    correlate_f32 fc_correlate_table_f32[2][4][6]
+    correlate_f64 fc_correlate_table_f64[2][4][6]
     inner_f32 fc_inner_table_f32[4][6]
     inner_f64 fc_inner_table_f64[4][6]
     enum: FC_PLANE_ROWS
@@ -104,8 +108,7 @@ cdef enum:
     UNROLLED_PART = 8     # columns of taps are copied where so many times the positions between two rows are a row,
     UNROLLED_BYTES = 196608  # and the copies of an image are no larger
     FEW_ROWS = 2          # up to so many output planes of a group are computed row by row, not in tiles of channels
-    FEW_TERMS = 16        # so many products of an output take as long as the memory that it goes to takes to arrive,
-    MANY_TERMS = 48       # and so many so much longer that it does not matter
+    FEW_TERMS = 16        # with so many products of an output there is time to ask for the memory that it goes to
     CHUNK_PIXELS = 2048   # backward weight: pixels of one chunk, whose sum stays in registers
     BLOCK_ROWS = 126      # backward weight: the most output channels of one item,
     BLOCK_CHANNELS = 128  # and the most input channels
@@ -272,29 +275,36 @@ cdef struct Correlation:
     Py_ssize_t flat_bytes
 
 
+cdef inline bint whole_lines(const real* c, Py_ssize_t ldc, Py_ssize_t vectors) noexcept nogil:
+    """Whether the rows of a tile are whole lines of memory."""
+    return (<size_t> c | <size_t> (ldc * sizeof(real)) | <size_t> (vectors * FC_VECTOR_BYTES)) % FC_LINE == 0
+
+
 cdef void correlate_tile(const real* a, Py_ssize_t lda, const real* b, const ptrdiff_t* offset, Py_ssize_t terms,
-                         Py_ssize_t rows, Py_ssize_t vectors, real* c, Py_ssize_t ldc, const real* bias,
-                         int flags) noexcept nogil:
+                         Py_ssize_t rows, Py_ssize_t vectors, real* c, Py_ssize_t ldc, const real* bias, int flags,
+                         const fc_asked* asked) noexcept nogil:
     """One output tile over all terms, in chunks of about REDUCTION. With FC_ACCUMULATE it is added to c.
 
-    FC_PAST_CACHES is taken for what it is where the tile is whole lines and written once, and for nothing elsewhere.
+    The lines `asked`, or NULL, are asked for meanwhile. FC_PAST_CACHES is taken for what it is where the tile is whole
+    lines and written once, and for nothing elsewhere.
     """
     cdef Py_ssize_t chunks = most((terms + REDUCTION // 2) // REDUCTION, 1)
     cdef Py_ssize_t i, start = 0, stop
-    cdef int now
+    cdef int now, asks
     for i in range(chunks):
         stop = terms * (i + 1) // chunks
+        asks = asked != NULL and i == 0
         now = (flags if i == 0 else FC_ACCUMULATE) & FC_ACCUMULATE
         if i == chunks - 1:
             now |= flags & FC_RELU
-        if chunks == 1 and (<size_t> c | <size_t> (ldc * sizeof(real)) | <size_t> (vectors * FC_VECTOR_BYTES)) % FC_LINE == 0:
+        if chunks == 1 and whole_lines(c, ldc, vectors):
             now |= flags & FC_PAST_CACHES
         if real is float:
-            fc_correlate_table_f32[vectors - 1][rows - 1](a + start, lda, b, offset + start, stop - start, c, ldc,
-                                                          bias if i == chunks - 1 else NULL, now)
+            fc_correlate_table_f32[asks][vectors - 1][rows - 1](a + start, lda, b, offset + start, stop - start, c, ldc,
+                                                                bias if i == chunks - 1 else NULL, now, asked)
         else:
-            fc_correlate_table_f64[vectors - 1][rows - 1](a + start, lda, b, offset + start, stop - start, c, ldc,
-                                                          bias if i == chunks - 1 else NULL, now)
+            fc_correlate_table_f64[asks][vectors - 1][rows - 1](a + start, lda, b, offset + start, stop - start, c, ldc,
+                                                                bias if i == chunks - 1 else NULL, now, asked)
         start = stop
 
 
@@ -397,6 +407,11 @@ cdef void correlate_item(const Correlation* job, Py_ssize_t item, const real* so
     cdef const TapClass* taps
     cdef const real* a
     cdef real* to
+    # the lines of a tile of the output, which are asked for while it is summed up, or the stores would wait for them
+    cdef ptrdiff_t[6 * 4 + 1] line
+    cdef Py_ssize_t lined = 0, across = 0
+    cdef fc_asked asked
+    asked.at = line
 
     source += (image * job.groups + group) * job.sources * f.h * f.w
     out += (image * job.groups + group) * job.rows * plane
@@ -417,7 +432,7 @@ cdef void correlate_item(const Correlation* job, Py_ssize_t item, const real* so
             continue
         p = (most(q0, taps.first_h) - q0) * f.length + taps.first_w - job.base_j
         end = (least(q1, taps.last_h) - 1 - q0) * f.length + taps.last_w - job.base_j
-        expected = FEW_TERMS <= taps.terms <= MANY_TERMS and not job.past_caches
+        expected = FEW_TERMS <= taps.terms and not job.past_caches
         by_row = not f.unrolled and rows_fit_tiles(taps.last_w - taps.first_w, f.length, lanes)
         while p < end:
             q = q0 + p // f.length
@@ -427,6 +442,10 @@ cdef void correlate_item(const Correlation* job, Py_ssize_t item, const real* so
             vectors = ceil_div(stop - p, lanes)
             vectors = ceil_div(vectors, ceil_div(vectors, FC_TILE_VECTORS))
             count = least(vectors * lanes, stop - p)
+            if expected and vectors != lined:
+                lined, across = vectors, ceil_div(vectors * FC_VECTOR_BYTES, FC_LINE)
+                for i in range(FC_TILE_ROWS * across):
+                    line[i] = i // across * plane * <Py_ssize_t> sizeof(real) + i % across * FC_LINE
             for m_tile in range(m_first, m_last):
                 m = job.rows * m_tile // all_tiles
                 rows = job.rows * (m_tile + 1) // all_tiles - m
@@ -436,15 +455,15 @@ cdef void correlate_item(const Correlation* job, Py_ssize_t item, const real* so
                     # the whole tile is one run of output pixels: it goes there from the registers
                     to = out + m * plane + (q * taps.step_h + taps.start_h) * job.out_w + j + taps.start_w
                     if expected:
-                        if real is float:
-                            fc_expect_f32(to, rows, plane, vectors * lanes)
-                        else:
-                            fc_expect_f64(to, rows, plane, vectors * lanes)
+                        asked.from_, asked.count = <const char*> to, rows * across
+                        line[asked.count] = <const char*> a - <const char*> to
                     correlate_tile(a, taps.terms, flat + p, job.offset + taps.table, taps.terms, rows, vectors, to,
-                                   plane, bias + m if bias != NULL else NULL, flags)
+                                   plane, bias + m if bias != NULL else NULL, flags, &asked if expected else NULL)
+                    if expected:
+                        line[asked.count] = rows * plane * <Py_ssize_t> sizeof(real)  # what it was, for a tile of more rows
                     continue
                 correlate_tile(a, taps.terms, flat + p, job.offset + taps.table, taps.terms, rows, vectors, tile,
-                               FC_TILE_VECTORS * lanes, bias + m if bias != NULL else NULL, FC_RELU if relu else 0)
+                               FC_TILE_VECTORS * lanes, bias + m if bias != NULL else NULL, FC_RELU if relu else 0, NULL)
                 done = 0
                 while done < count:
                     # the runs of output pixels that the tile crosses

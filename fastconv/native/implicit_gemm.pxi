@@ -13,12 +13,17 @@
 # end of an image; but a copy of KH*KW elements for each of the image's, worth it where the filters are many (each packed
 # row costs about 4 cycles a run, and is used for 2*K cycles of FMA) or the rows short.
 #
-# Cache: a chunk of about CHUNK_TERMS terms makes a panel of 147 kB in float32, of which PANELS lie in L2; A's rows of a
-# chunk (6 x 576 values, 14 kB) stay in L1 for all of them. A few pixels at the very end that do not fill a vector are inner
-# products with the filters as they lie in memory (49 pixels take three vectors and one such pixel in place of four). Where one chunk has all terms (few channels), a block is several
+# Cache: a chunk of about CHUNK_TERMS terms makes a panel of 74 kB in float32, of which PANELS lie in L2, beside the flat copy
+# and what the tiles ask for of the next one (ahead.h); A's rows of a chunk (6 x 288 values, 7 kB) stay in L1 for all of them.
+# A few pixels at the very end that do not fill a vector are inner products with the filters as they lie in memory (49 pixels
+# take three vectors and one such pixel in place of four). Where one chunk has all terms (few channels), a block is several
 # times as long: a flat copy has a halo of KH - 1 rows, which short blocks would copy over and over. Threads take (group,
 # block, block of output channels); many cores get blocks first, and block the output channels only where there are few
 # blocks for each thread, and no further than all have the same share, because each block packs its panels for itself.
+#
+# What stands between the copies and the multiply-adds is memory: a tile asks for the lines that it will be written to, and for
+# some of what is copied next. Without it copies waited for each line (256 -> 64 channels, 1x1: 1.17 times as long; 3x3 at
+# stride 2: 1.05), and stores too (64 -> 256 channels: 1.05).
 
 cdef extern from "simd.h" nogil:
     ctypedef struct fc_run:
@@ -32,12 +37,26 @@ cdef extern from "simd.h" nogil:
     void fc_dots_f64(ptrdiff_t, ptrdiff_t, const double*, ptrdiff_t, const double*, ptrdiff_t, double*, ptrdiff_t,
                      const double*, int)
 
+cdef extern from "ahead.h" nogil:
+    ctypedef struct fc_region:
+        const char* from_ "from"
+        ptrdiff_t planes, plane_step, runs, run_step, bytes
+    ctypedef struct fc_ahead:
+        fc_region* region
+        ptrdiff_t regions, each
+    void fc_ahead_begin(fc_ahead* ahead, ptrdiff_t regions, ptrdiff_t calls)
+    ptrdiff_t fc_ahead_take(fc_ahead* ahead, ptrdiff_t* at, ptrdiff_t count)
+    ptrdiff_t fc_ahead_tile(const char* to, ptrdiff_t rows, ptrdiff_t next, ptrdiff_t bytes, ptrdiff_t* at)
+    enum: FC_AHEAD_LINES
+    enum: FC_AHEAD_TILE
+
 cdef enum:
-    CHUNK_TERMS = 576    # terms of the sum in one panel
+    CHUNK_TERMS = 288    # terms of the sum in one panel
     PANELS = 4           # panels that are packed and multiplied together
     LONG_BLOCK = 16      # panels of a block whose terms are all in one chunk,
     LONG_BLOCK_BYTES = 262144  # unless its flat copy is larger than this
     LONG_SUM = 256       # terms from which inner products are worth the adding up of their lanes
+    NEAR_BYTES = 1048576 # images up to this size are found in a cache near by: nothing is asked for
 
 # A part of a block: pixels [first, stop) of one image, whose flat rows start at `row`.
 cdef struct Segment:
@@ -55,6 +74,8 @@ cdef struct Gemm:
     Py_ssize_t parts                 # blocks of output channels
     Py_ssize_t segments              # the most segments of a block
     Py_ssize_t rest                  # pixels at the end of all that are inner products
+    Py_ssize_t turn                  # items from one that a thread takes to the one that it is likely to take next
+    bint near                        # the images are in a cache near by
     bint plain                       # panels come from the image itself
     bint past_caches                 # the output is too large to be found in a cache when it is needed
     ptrdiff_t* offset                # in the flat copy
@@ -89,6 +110,8 @@ cdef void plan_gemm(Gemm* job, const Window* v, Py_ssize_t itemsize, Py_ssize_t 
     job.batch, job.groups, job.sources, job.rows = direct.batch, direct.groups, direct.sources, direct.rows
     job.past_caches = direct.past_caches
     job.taps = v.kh * v.kw
+    job.turn = threads
+    job.near = v.n * v.c * v.h * v.w * itemsize <= NEAR_BYTES
     job.plain = job.taps == 1 and v.sh == 1 and v.sw == 1 and v.oh == v.h and v.ow == v.w
     job.out_w, job.pixels = direct.out_w, direct.out_h * direct.out_w
     job.width = FC_TILE_VECTORS * FC_VECTOR_BYTES // itemsize
@@ -119,7 +142,7 @@ cdef void plan_gemm(Gemm* job, const Window* v, Py_ssize_t itemsize, Py_ssize_t 
     job.sum_bytes = aligned((ceil_div(tiles, job.parts) * FC_TILE_ROWS) * job.block * itemsize)
     # runs of a panel: one for each row of output it touches, at most one for each pixel
     job.run_bytes = aligned(least(job.width, job.width // job.out_w + 2 * job.segments + 1) * sizeof(fc_run)
-                            + job.segments * sizeof(Segment))
+                            + job.segments * (2 * sizeof(Segment) + sizeof(fc_region)))
     job.thread_bytes = job.flat_bytes + job.panel_bytes + job.rest_bytes + job.sum_bytes + job.run_bytes
     if tables == NULL:
         return
@@ -178,6 +201,43 @@ cdef Py_ssize_t cut_runs(const Gemm* job, const Segment* segment, Py_ssize_t seg
     return count
 
 
+cdef void expect_pixels(const Gemm* job, const real* source, Py_ssize_t item, Py_ssize_t c0, Py_ssize_t first,
+                        Py_ssize_t pixels, Py_ssize_t calls, Segment* segment, fc_region* regions,
+                        fc_ahead* ahead) noexcept nogil:
+    """Begin to ask, in so many calls of tiles, for what `pixels` pixels of an item, from its pixel `first` on, see of the chunk of
+    channels from c0 on. They are at most a block; there need not be such an item."""
+    cdef const Flat* f = &job.flat
+    cdef Py_ssize_t start, stop, group, s, count, top, bottom
+    cdef Py_ssize_t line = f.w * sizeof(real)
+    cdef fc_region* region
+    ahead.region = regions
+    ahead.regions = ahead.each = 0
+    group = item // (job.parts * job.blocks)
+    if group >= job.groups:
+        return
+    start = item // job.parts % job.blocks * job.block + first
+    stop = least(start + pixels, job.batch * job.pixels)
+    count = cut_segments(job, start, stop, segment)
+    for s in range(count):
+        region = &regions[s]
+        # rows of the output, and of the image
+        top = (f.first + segment[s].first // job.out_w) * f.step_h + f.base_h
+        bottom = (f.first + (segment[s].stop - 1) // job.out_w + f.halo) * f.step_h + f.base_h
+        if f.slots_h > 1:
+            bottom += f.step_h - 1
+        top, bottom = most(top, 0), least(bottom + 1, f.h)
+        region.from_ = <const char*> (source + (((segment[s].image * job.groups + group) * job.sources + c0) * f.h + top) * f.w)
+        region.planes = least(job.chunk, job.sources - c0)
+        region.plane_step = f.h * line
+        region.runs, region.run_step, region.bytes = 1, 0, (bottom - top) * line
+        if f.slots_h == 1 and f.step_h > 1:  # rows that nothing sees are left out
+            region.runs, region.run_step, region.bytes = ceil_div(bottom - top, f.step_h), f.step_h * line, line
+        elif job.plain:
+            region.from_ += (segment[s].first - top * f.w) * <Py_ssize_t> sizeof(real)
+            region.bytes = (segment[s].stop - segment[s].first) * sizeof(real)
+    fc_ahead_begin(ahead, count, calls)
+
+
 cdef void gemm_item(const Gemm* job, Py_ssize_t item, const real* source, const real* weights, const real* bias,
                     bint relu, real* out, char* scratch) noexcept nogil:
     """One (group, block of pixels, block of output channels)."""
@@ -198,12 +258,14 @@ cdef void gemm_item(const Gemm* job, Py_ssize_t item, const real* source, const 
     cdef real* end = <real*> (scratch + job.flat_bytes + job.panel_bytes)
     cdef real* sums = <real*> (scratch + job.flat_bytes + job.panel_bytes + job.rest_bytes)
     cdef Segment* segment = <Segment*> (scratch + job.flat_bytes + job.panel_bytes + job.rest_bytes + job.sum_bytes)
-    cdef fc_run* run = <fc_run*> (segment + job.segments)
+    cdef Segment* next_segment = segment + job.segments
+    cdef fc_region* region = <fc_region*> (next_segment + job.segments)
+    cdef fc_run* run = <fc_run*> (region + job.segments)
     cdef Py_ssize_t segments = cut_segments(job, start, start + count, segment)
     cdef Py_ssize_t c0, channels, s, p, p0, p1, runs, m_tile, m, rows, pixels, pixel, done
     cdef Py_ssize_t panel_items = job.chunk * job.taps * job.width
     cdef Py_ssize_t rest = job.rest if start + count == job.batch * job.pixels else 0
-    cdef Py_ssize_t whole = count - rest, i, ldc
+    cdef Py_ssize_t whole = count - rest, i, ldc, vectors, packed = least(PANELS * job.width, job.block)
     cdef const real* a
     cdef const real* offsets
     cdef real* to
@@ -211,6 +273,10 @@ cdef void gemm_item(const Gemm* job, Py_ssize_t item, const real* source, const 
     cdef const real* seen = flat
     cdef const ptrdiff_t* offset = job.offset
     cdef Py_ssize_t ahead = 0
+    cdef fc_ahead coming
+    cdef ptrdiff_t[FC_AHEAD_TILE + FC_AHEAD_LINES + 1] line
+    cdef fc_asked asked
+    asked.from_, asked.at = NULL, line
     # Whole vectors of a run are read: those at the end of the last image must not reach beyond it.
     cdef bint plain = job.plain and (start + count + lanes <= job.batch * job.pixels or job.pixels % lanes == 0)
 
@@ -219,7 +285,8 @@ cdef void gemm_item(const Gemm* job, Py_ssize_t item, const real* source, const 
         channels = least(job.chunk, job.sources - c0)
         terms = channels * job.taps
         if plain:
-            seen, offset, ahead = source + (group * job.sources + c0) * job.pixels, job.image_offset, job.width
+            seen, offset = source + (group * job.sources + c0) * job.pixels, job.image_offset
+            ahead = job.width if job.near else 0  # from further away it is asked for earlier
         for s in range(0 if plain else segments):
             fill_flat(f, flat + segment[s].row * f.length,
                       source + ((segment[s].image * job.groups + group) * job.sources + c0) * f.h * f.w, channels,
@@ -229,9 +296,19 @@ cdef void gemm_item(const Gemm* job, Py_ssize_t item, const real* source, const 
         if c0 + channels == job.sources and relu:
             flags |= FC_RELU
         whole_flags = flags | (FC_PAST_CACHES if job.past_caches and channels == job.sources else 0)
+        coming.regions = coming.each = 0
         p0 = 0
         while p0 < panels:
             p1 = least(p0 + PANELS, panels)
+            if job.near:
+                pass
+            elif plain and p1 < panels:
+                expect_pixels(job, source, item, c0, p1 * job.width, packed, (last_tile - first_tile) * (p1 - p0), next_segment,
+                              region, &coming)
+            elif plain or p0 == 0:  # the next chunk, or what is likely to be this thread's next item
+                i = item if c0 + channels < job.sources else item + job.turn
+                expect_pixels(job, source, i, 0 if i > item else c0 + channels, 0, packed if plain else job.block,
+                              (last_tile - first_tile) * (p1 - p0 if plain else panels), next_segment, region, &coming)
             for p in range(p0, p1):
                 if plain:
                     runs = cut_images(job, start + p * job.width, start + least((p + 1) * job.width, count), run)
@@ -257,8 +334,13 @@ cdef void gemm_item(const Gemm* job, Py_ssize_t item, const real* source, const 
                     if to == NULL:
                         to, ldc, how = sums + (m - m0) * job.block + p * job.width, job.block, flags
                     if pixels > 0:
-                        correlate_tile(a, terms_all, panel + (p - p0) * panel_items, job.panel_offset, terms, rows,
-                                       ceil_div(pixels, lanes), to, ldc, offsets, how)
+                        vectors = ceil_div(pixels, lanes)
+                        asked.count = 0
+                        if not (how & FC_PAST_CACHES and whole_lines(to, ldc, vectors)):
+                            asked.count = fc_ahead_tile(<const char*> to, rows, ldc * sizeof(real), pixels * sizeof(real), line)
+                        asked.count = fc_ahead_take(&coming, line, asked.count)
+                        correlate_tile(a, terms_all, panel + (p - p0) * panel_items, job.panel_offset, terms, rows, vectors,
+                                       to, ldc, offsets, how, &asked if asked.count else NULL)
                 if p1 == panels and rest > 0:
                     to = sums + (m - m0) * job.block + whole
                     if real is float:
@@ -588,11 +670,11 @@ cdef void weight_item(const WeightJob* job, Py_ssize_t item, const real* x, cons
                         rows = height * (m + 1) // all_tiles - k
                         at = k * lds + t * run_pitch + v * lanes
                         if real is float:
-                            fc_correlate_table_f32[vectors - 1][rows - 1](left + k * job.lda, job.lda, source + v * lanes,
-                                                                          row, count, sums + at, lds, NULL, flags)
+                            fc_correlate_table_f32[0][vectors - 1][rows - 1](left + k * job.lda, job.lda, source + v * lanes,
+                                                                          row, count, sums + at, lds, NULL, flags, NULL)
                         else:
-                            fc_correlate_table_f64[vectors - 1][rows - 1](left + k * job.lda, job.lda, source + v * lanes,
-                                                                          row, count, sums + at, lds, NULL, flags)
+                            fc_correlate_table_f64[0][vectors - 1][rows - 1](left + k * job.lda, job.lda, source + v * lanes,
+                                                                          row, count, sums + at, lds, NULL, flags, NULL)
             chunk += 1
             if chunk == WEIGHT_CHUNKS or stop == total:
                 for k in range(height):
@@ -740,7 +822,7 @@ cdef void columns_of_filters(const DataJob* job, const real* turned, const real*
             first = count * m // tiles
             rows = count * (m + 1) // tiles - first
             correlate_tile(turned + first * job.lda, job.lda, panel + i * lanes, offset, job.kg, rows, vectors,
-                           col + first * job.width + i * lanes, job.width, <const real*> NULL, 0)
+                           col + first * job.width + i * lanes, job.width, <const real*> NULL, 0, NULL)
 
 
 cdef void columns_of_pixels(const DataJob* job, const real* weights, const real* left, const ptrdiff_t* offset,
@@ -760,7 +842,7 @@ cdef void columns_of_pixels(const DataJob* job, const real* weights, const real*
             first = pixels * m // tiles
             rows = pixels * (m + 1) // tiles - first
             correlate_tile(left + first * job.lda, job.lda, panel, offset, job.kg, rows, ceil_div(columns, lanes),
-                           product + first * width, width, <const real*> NULL, 0)
+                           product + first * width, width, <const real*> NULL, 0, NULL)
         # rows of the product are as far apart as those of the panel
         channels_last(col + i * job.width, job.width, product, offset, pixels, columns, 1, 0,
                       product + pixels * width + lanes)

@@ -69,6 +69,9 @@ static inline ptrdiff_t fc_product_pieces(ptrdiff_t n)
 #define FC_UNROLL _Pragma("GCC unroll 16")
 #endif
 
+/* A pointer that the compiler knows nothing about from here on. */
+#define FC_HIDE(pointer) __asm__("" : "+r"(pointer))
+
 /* In a loop of few rounds: keeps the compiler from making it a call of memset or memcpy, which costs more than it. */
 #define FC_FEW __asm__ volatile("")
 
@@ -83,6 +86,15 @@ FC_INLINE void fc_ask_for(const char *at, const int level)
     else
         __builtin_prefetch(at, 0, 2);
 }
+
+/* Lines of memory that a tile asks for while it is summed up, one with each term: what will be needed next. Asked for all at
+ * once they would keep the products waiting, because only so many lines can be on their way. Behind them in the list is one
+ * that lies in the first-level cache, which is asked for with the terms that remain. */
+typedef struct {
+    const char *from;
+    const ptrdiff_t *at; /* bytes from there */
+    ptrdiff_t count;
+} fc_asked;
 
 /* What the epilogue of a tile does besides storing it. */
 enum { FC_ACCUMULATE = 1, FC_RELU = 2, FC_PAST_CACHES = 4 };

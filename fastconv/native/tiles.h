@@ -16,11 +16,11 @@ typedef FC_T UVEC __attribute__((vector_size(FC_VECTOR_BYTES), aligned(sizeof(FC
  * padded image it is the image shifted by one tap, in a packed panel it is the next row of the panel. a has a row
  * stride of `lda` (weights as they lie in memory), c one of `ldc`. With FC_ACCUMULATE c's old value is added, then
  * `bias` (one for each row, or NULL), then FC_RELU replaces what is below zero (and keeps NaN). With FC_PAST_CACHES, which
- * wants c and ldc at multiples of a vector, the result bypasses the caches.
- * Called with constant `rows` and `vectors` only, so that every loop over them unrolls and acc lives in registers. */
-FC_INLINE void FC_NAME(correlate)(const int rows, const int vectors, const FC_T *a, ptrdiff_t lda, const FC_T *b,
+ * wants c and ldc at multiples of a vector, the result bypasses the caches. The lines `asked` are asked for meanwhile, if
+ * `asking`. Called with constant `asking`, `rows` and `vectors` only, so that every loop over them unrolls and acc lives in registers. */
+FC_INLINE void FC_NAME(correlate)(const int asking, const int rows, const int vectors, const FC_T *a, ptrdiff_t lda, const FC_T *b,
                                   const ptrdiff_t *offset, ptrdiff_t n, FC_T *c, ptrdiff_t ldc, const FC_T *bias,
-                                  int flags)
+                                  int flags, const fc_asked *asked)
 {
     VEC acc[FC_TILE_ROWS][FC_TILE_VECTORS];
 FC_UNROLL
@@ -29,9 +29,16 @@ FC_UNROLL
         for (int j = 0; j < vectors; j++)
             acc[i][j] = (VEC){0};
 
+    /* One line with each term, and with those that remain one that is near: a branch would cost more. */
+    const char *const from = asking ? asked->from : NULL;
+    const ptrdiff_t *ask = asking ? asked->at : NULL, *const last = asking ? ask + asked->count : NULL;
     for (ptrdiff_t r = 0; r < n; r++) {
         const FC_T *row = b + offset[r];
         VEC right[FC_TILE_VECTORS];
+        if (asking) {
+            fc_ask_for((const char *)((uintptr_t)from + (uintptr_t)*ask), 2);
+            ask += ask < last;
+        }
 FC_UNROLL
         for (int j = 0; j < vectors; j++)
             right[j] = *(const UVEC *)(row + j * LANES);
@@ -44,40 +51,71 @@ FC_UNROLL
         }
     }
 
+    /* One loop for each thing that is done, and so a branch for each and not for each vector. Each has its own pointers, as
+     * far as the compiler knows: it would keep one for each vector over all of them. */
+    if (flags & FC_ACCUMULATE) {
 FC_UNROLL
-    for (int i = 0; i < rows; i++)
+        for (int i = 0; i < rows; i++) {
+            const FC_T *to = c + i * ldc;
+            FC_HIDE(to);
 FC_UNROLL
-        for (int j = 0; j < vectors; j++) {
-            FC_T *to = c + i * ldc + j * LANES;
-            VEC v = acc[i][j];
-            if (flags & FC_ACCUMULATE)
-                v += *(const UVEC *)to;
-            if (bias)
-                v += bias[i] - (VEC){0};
-            if (flags & FC_RELU)
-                v = (VEC)((IVEC)v & ~(IVEC)(v < (VEC){0}));
-            if (flags & FC_PAST_CACHES)
-                FC_STREAM_VECTOR(to, v);
-            else
-                *(UVEC *)to = v;
+            for (int j = 0; j < vectors; j++)
+                acc[i][j] += *(const UVEC *)(to + j * LANES);
         }
+    }
+    if (bias) {
+FC_UNROLL
+        for (int i = 0; i < rows; i++) {
+            const VEC added = bias[i] - (VEC){0};
+FC_UNROLL
+            for (int j = 0; j < vectors; j++)
+                acc[i][j] += added;
+        }
+    }
+    if (flags & FC_RELU) {
+FC_UNROLL
+        for (int i = 0; i < rows; i++)
+FC_UNROLL
+            for (int j = 0; j < vectors; j++)
+                acc[i][j] = (VEC)((IVEC)acc[i][j] & ~(IVEC)(acc[i][j] < (VEC){0}));
+    }
+    if (flags & FC_PAST_CACHES) {
+FC_UNROLL
+        for (int i = 0; i < rows; i++) {
+            FC_T *to = c + i * ldc;
+            FC_HIDE(to);
+FC_UNROLL
+            for (int j = 0; j < vectors; j++)
+                FC_STREAM_VECTOR(to + j * LANES, acc[i][j]);
+        }
+    } else {
+FC_UNROLL
+        for (int i = 0; i < rows; i++) {
+            FC_T *to = c + i * ldc;
+            FC_HIDE(to);
+FC_UNROLL
+            for (int j = 0; j < vectors; j++)
+                *(UVEC *)(to + j * LANES) = acc[i][j];
+        }
+    }
 }
 
 typedef void (*FC_NAME(correlate_fn))(const FC_T *, ptrdiff_t, const FC_T *, const ptrdiff_t *, ptrdiff_t, FC_T *,
-                                      ptrdiff_t, const FC_T *, int);
+                                      ptrdiff_t, const FC_T *, int, const fc_asked *);
 
-#define CORRELATE(R, V)                                                                                              \
-    __attribute__((noinline)) static void FC_NAME(correlate_##R##x##V)(                                               \
+#define CORRELATE_TILE(NAME, ASKING, R, V)                                                                           \
+    __attribute__((noinline)) static void FC_NAME(NAME##_##R##x##V)(                                                  \
         const FC_T *a, ptrdiff_t lda, const FC_T *b, const ptrdiff_t *offset, ptrdiff_t n, FC_T *c, ptrdiff_t ldc,    \
-        const FC_T *bias, int flags)                                                                                 \
+        const FC_T *bias, int flags, const fc_asked *asked)                                                          \
     {                                                                                                                \
-        FC_NAME(correlate)(R, V, a, lda, b, offset, n, c, ldc, bias, flags);                                         \
+        FC_NAME(correlate)(ASKING, R, V, a, lda, b, offset, n, c, ldc, bias, flags, asked);                          \
     }
+#define CORRELATE(R, V) CORRELATE_TILE(correlate, 0, R, V) CORRELATE_TILE(correlate_asking, 1, R, V)
 #define CORRELATE_ROWS(V) CORRELATE(1, V) CORRELATE(2, V) CORRELATE(3, V) CORRELATE(4, V) CORRELATE(5, V) CORRELATE(6, V)
-#define CORRELATE_TABLE(V)                                                                                           \
+#define CORRELATE_TABLE(NAME, V)                                                                                     \
     {                                                                                                                \
-        FC_NAME(correlate_1x##V), FC_NAME(correlate_2x##V), FC_NAME(correlate_3x##V), FC_NAME(correlate_4x##V),       \
-            FC_NAME(correlate_5x##V), FC_NAME(correlate_6x##V)                                                       \
+        FC_NAME(NAME##_1x##V), FC_NAME(NAME##_2x##V), FC_NAME(NAME##_3x##V), FC_NAME(NAME##_4x##V),                   \
+            FC_NAME(NAME##_5x##V), FC_NAME(NAME##_6x##V)                                                             \
     }
 
 CORRELATE_ROWS(1)
@@ -87,12 +125,20 @@ CORRELATE_ROWS(3)
 CORRELATE_ROWS(4)
 #endif
 
-/* By vectors - 1, then rows - 1. */
-static const FC_NAME(correlate_fn) FC_NAME(correlate_table)[FC_TILE_VECTORS][FC_TILE_ROWS] = {
-    CORRELATE_TABLE(1), CORRELATE_TABLE(2),
+/* By asking, then vectors - 1, then rows - 1. */
+static const FC_NAME(correlate_fn) FC_NAME(correlate_table)[2][FC_TILE_VECTORS][FC_TILE_ROWS] = {
+    {
+        CORRELATE_TABLE(correlate, 1), CORRELATE_TABLE(correlate, 2),
 #if FC_TILE_VECTORS == 4
-    CORRELATE_TABLE(3), CORRELATE_TABLE(4),
+        CORRELATE_TABLE(correlate, 3), CORRELATE_TABLE(correlate, 4),
 #endif
+    },
+    {
+        CORRELATE_TABLE(correlate_asking, 1), CORRELATE_TABLE(correlate_asking, 2),
+#if FC_TILE_VECTORS == 4
+        CORRELATE_TABLE(correlate_asking, 3), CORRELATE_TABLE(correlate_asking, 4),
+#endif
+    },
 };
 
 /* Sum of the lanes of a vector, in a fixed order: halves are folded onto each other. */
@@ -611,6 +657,7 @@ static inline int FC_NAME(all_finite)(const FC_T *values, ptrdiff_t n)
 }
 
 #undef CORRELATE
+#undef CORRELATE_TILE
 #undef CORRELATE_ROWS
 #undef CORRELATE_TABLE
 #undef INNER
