@@ -92,6 +92,16 @@ def test_the_block_of_a_dead_result_is_used_again(recycler):
     assert (second == 2).all()
 
 
+def test_of_equal_blocks_the_last_one_freed_is_used(recycler):
+    """It is the one that is most likely to be in a cache."""
+    results = [large() for _ in range(3)]
+    where = [address(result) for result in results]
+    for i in (2, 0, 1):
+        results[i] = None
+    assert address(large()) == where[1]
+    assert address(large()) == where[1]
+
+
 def test_a_view_keeps_its_block(recycler):
     result = large(5)
     corner = result[0, 1, 7:9, ::2]

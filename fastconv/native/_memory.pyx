@@ -79,7 +79,8 @@ cdef extern from *:
         fc_enter();
         for (i = 0; i < fc_kept.count; i++) {
             const size_t has = fc_kept.block[i]->bytes;
-            if (has >= bytes && has - bytes <= bytes / 4 && (best < 0 || has < fc_kept.block[best]->bytes))
+            /* of those that fit equally well the one freed last, which is most likely to be in a cache */
+            if (has >= bytes && has - bytes <= bytes / 4 && (best < 0 || has <= fc_kept.block[best]->bytes))
                 best = i;
         }
         if (best >= 0)
