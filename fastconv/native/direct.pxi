@@ -72,7 +72,7 @@ cdef extern from "simd.h" nogil:
                            const ptrdiff_t*, ptrdiff_t, double*, ptrdiff_t, const double*, int)
     void fc_store_runs_f32(float*, ptrdiff_t, const float*, ptrdiff_t, ptrdiff_t)
     void fc_store_runs_f64(double*, ptrdiff_t, const double*, ptrdiff_t, ptrdiff_t)
-    void fc_ask_for_block(const char*, Py_ssize_t)
+    void fc_ask_for_block(const char*, Py_ssize_t, int level)
     float fc_add_lanes_f32(const float*)
     double fc_add_lanes_f64(const double*)
     void fc_expect_f32(const float*, ptrdiff_t, ptrdiff_t, ptrdiff_t)
@@ -829,7 +829,7 @@ cdef void inner_item(const InnerJob* job, Py_ssize_t item, const real* x, const 
                         wide = height * out_plane * cols // cols_all
                         for s in range(images if job.bands == 1 else 0):
                             fc_ask_for_block(<const char*> (following + s * step + height * out_plane * r // cols_all),
-                                             wide * sizeof(real))
+                                             wide * sizeof(real), 2)
                     if real is float:
                         fc_inner_table_f32[cols - 1][height - 1](left + k * lda, lda, flat, job.offset + r, used // lanes,
                                                                  images, step, x_step, to, ldc)

@@ -84,11 +84,11 @@ FC_INLINE void fc_ask_for(const char *at, const int level)
         __builtin_prefetch(at, 0, 2);
 }
 
-/* Asks for the lines of a block, into the second-level cache: it is far behind what is read now. */
-static inline void fc_ask_for_block(const char *at, ptrdiff_t bytes)
+/* The same for all lines of a block. */
+FC_INLINE void fc_ask_for_block(const char *at, ptrdiff_t bytes, const int level)
 {
     for (ptrdiff_t i = 0; i < bytes; i += 64)
-        fc_ask_for(at + i, 2);
+        fc_ask_for(at + i, level);
 }
 
 /* What the epilogue of a tile does besides storing it. */
