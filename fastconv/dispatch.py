@@ -282,7 +282,9 @@ _STORE = 70.0  # direct: the same by way of scratch, as tiles that cross the end
 _UNROLLED_PART, _UNROLLED_BYTES = 8, 196608  # direct: where each column of taps has a copy of its own (direct.pxi),
 _COPY = 8.0  # and to copy a row for one of them
 _SPARSE = 0.25  # direct backward weight: what its copies cost where few taps share them
-_ACROSS = 1.2  # direct backward weight: to add up the lanes of its sums
+_ACROSS = 1.2  # direct backward weight: to add up the lanes of its sums,
+_APART = 1.15  # or to keep them apart, where the sums are few and columns of taps have copies of their own (direct.pxi):
+_APART_PRODUCTS, _APART_BYTES, _APART_PIXELS, _APART_ROWS = 48, 524288, 2048, 126
 _SINGLE = 3.0  # direct backward data: one output channel, whose FMAs wait for each other and for loads
 _SPREAD = 0.4  # direct backward data: pixels of one parity class are few, and are spread when they are stored
 _TURN = 2.5  # backward data: to turn one weight, which pays where many pixels use it
@@ -313,6 +315,11 @@ def estimate(algorithm: str, operation: str, geometry: Conv2dGeometry) -> float:
         if rows <= 2:  # row by row: nothing between rows, nothing by way of scratch
             return _SINGLE if operation == "backward_data" else 1.0
         if operation == "backward_weight":
+            band = min(height, max(_APART_PIXELS // width, 1)) + (geometry.kernel[0] - 1) * geometry.dilation[0]
+            if (geometry.stride == (1, 1) and rows * geometry.kernel[0] >= _APART_PRODUCTS
+                    and terms // geometry.kernel[0] * band * width * 4 <= _UNROLLED_BYTES
+                    and min(rows, _APART_ROWS) * terms * 4 * _LANES <= _APART_BYTES):
+                return _APART + weight
             return _ACROSS * waste + _SPARSE * (geometry.stride != (1, 1) or geometry.taps == 1) + weight
         copies = geometry.kernel[1] * (height + (geometry.kernel[0] - 1) * geometry.dilation[0] // geometry.stride[0])
         if (operation in ("forward", PACKED) and geometry.stride[1] == 1 and _UNROLLED_PART * (length - width) >= width

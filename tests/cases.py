@@ -137,6 +137,16 @@ CONV_CASES = (
     ConvCase("few-pixels-stride2-groups2", (1, 46, 5, 6), (70, 23, 3, 2), stride=2, padding=1, groups=2),
     ConvCase("few-pixels-one", (1, 7, 3, 3), (67, 7, 3, 3)),
 
+    # Few channels and many filters, whose gradient has copies for each column of taps: dout where it lies, with a vector that
+    # is not full, in bands of which one ends so, and of each kind of distance between the taps.
+    ConvCase("few-channels", (2, 1, 28, 28), (30, 1, 5, 5), core=True),
+    ConvCase("few-channels-images7", (7, 1, 12, 20), (18, 1, 5, 5)),
+    ConvCase("few-channels-pixels99", (3, 2, 9, 11), (26, 2, 3, 3), padding=1, core=True),
+    ConvCase("few-channels-bands", (2, 1, 131, 24), (20, 1, 3, 3), padding=1),
+    ConvCase("few-channels-stride2x1", (2, 3, 15, 17), (25, 3, 3, 2), stride=(2, 1), padding=(1, 0)),
+    ConvCase("few-channels-dilation3x2-groups2", (5, 4, 12, 19), (40, 2, 3, 2), padding=(2, 1), dilation=(3, 2), groups=2),
+    ConvCase("few-channels-kernel1", (3, 4, 8, 10), (50, 4, 1, 1)),
+
     # Groups, and depthwise with one and with several filters for each channel.
     ConvCase("groups2", (2, 6, 9, 10), (8, 3, 3, 3), padding=1, groups=2, core=True),
     ConvCase("groups3-stride2", (2, 9, 9, 10), (6, 3, 3, 3), stride=2, padding=1, groups=3),

@@ -20,7 +20,9 @@
 # column modulo the stride) see only the taps of that class, at stride 1. So there are sh*sw classes, each with its own
 # weights, table and pixels (spread by the stride when they are stored), and never a scatter.
 # Backward weight needs the sum over pixels, along which both dout and the flat image are contiguous: an inner-product
-# tile (fc_inner) on the same flat copies, with dout copied to rows of length L with zeros behind OW.
+# tile (fc_inner) on the same flat copies, with dout copied to rows of length L with zeros behind OW. Where the channels are
+# few, so that x is copied for a fraction of what the products take, each column of taps has a copy of its own here too: then
+# dout is read where it lies. The sums of few channels are few as well: their lanes are kept apart over all pixels.
 #
 # Blocking. A band is as many rows as keep the flat copy in L2. The sum over r is cut into chunks of about REDUCTION, whose
 # results are added up in the output tile: that keeps the error of float32 at the level of a blocked sum (Higham, Accuracy
@@ -74,6 +76,9 @@ cdef extern from "simd.h" nogil:
                            const ptrdiff_t*, ptrdiff_t, double*, ptrdiff_t, const double*, int)
     void fc_store_runs_f32(float*, ptrdiff_t, const float*, ptrdiff_t, ptrdiff_t)
     void fc_store_runs_f64(double*, ptrdiff_t, const double*, ptrdiff_t, ptrdiff_t)
+    void fc_ask_for_block(const char*, Py_ssize_t, int level)
+    float fc_add_lanes_f32(const float*)
+    double fc_add_lanes_f64(const double*)
     void fc_expect_f32(const float*, ptrdiff_t, ptrdiff_t, ptrdiff_t)
     void fc_expect_f64(const double*, ptrdiff_t, ptrdiff_t, ptrdiff_t)
     void fc_weave_f32(float*, ptrdiff_t, ptrdiff_t, ptrdiff_t, const float*, ptrdiff_t)
@@ -112,6 +117,8 @@ cdef enum:
     CHUNK_PIXELS = 2048   # backward weight: pixels of one chunk, whose sum stays in registers
     BLOCK_ROWS = 126      # backward weight: the most output channels of one item,
     BLOCK_CHANNELS = 128  # and the most input channels
+    COPY_PRODUCTS = 48    # backward weight: products with each cell of a copy for one column of taps that are worth it
+    SUM_BYTES = 524288    # backward weight: of sums whose lanes are kept apart
 
 
 # --- the flat copy --------------------------------------------------------------------------------------------------
@@ -713,12 +720,22 @@ cdef struct InnerJob:
     Py_ssize_t block_k, block_c      # the most output and input channels of an item
     Py_ssize_t blocks_k, blocks_c
     Py_ssize_t out_h, out_w
+    bint apart                       # each column of taps has a copy of x, and each sum keeps its lanes
     ptrdiff_t* offset
-    Py_ssize_t x_bytes, thread_bytes
+    Py_ssize_t x_bytes, left_bytes, thread_bytes
 
 
 cdef Py_ssize_t inner_tables(const Window* v) noexcept nogil:
     return aligned((least(v.c // v.groups, BLOCK_CHANNELS) * v.kh * v.kw + tap_tables(v)) * sizeof(Py_ssize_t))
+
+
+cdef bint worth_apart(const Window* v, Py_ssize_t itemsize) noexcept nogil:
+    """Whether columns of taps get copies of their own, and sums keep their lanes (dispatch.py says the same)."""
+    cdef Py_ssize_t kg = v.k // v.groups, cg = v.c // v.groups
+    cdef Py_ssize_t rows = least(v.oh, most(CHUNK_PIXELS // v.ow, 1)) + (v.kh - 1) * v.dh // v.sh
+    return (v.sw == 1 and kg * v.kh >= COPY_PRODUCTS
+            and cg * least(v.kh, v.sh // fc_gcd(v.dh, v.sh)) * v.kw * rows * v.ow * itemsize <= UNROLLED_BYTES
+            and least(kg, BLOCK_ROWS) * cg * v.kh * v.kw * FC_VECTOR_BYTES <= SUM_BYTES)
 
 
 cdef void plan_inner(InnerJob* job, const Window* v, Py_ssize_t itemsize, Py_ssize_t threads, char* tables) noexcept nogil:
@@ -726,7 +743,8 @@ cdef void plan_inner(InnerJob* job, const Window* v, Py_ssize_t itemsize, Py_ssi
     cdef Py_ssize_t lanes = FC_VECTOR_BYTES // itemsize
     cdef Py_ssize_t items, channels
     cdef Correlation forward
-    plan_forward(&forward, v, itemsize, 1, NULL, False)
+    job.apart = worth_apart(v, itemsize)
+    plan_forward(&forward, v, itemsize, 1, NULL, job.apart)
     job.flat = forward.flat
     job.batch, job.groups, job.kg, job.cg = v.n, v.groups, v.k // v.groups, v.c // v.groups
     job.taps = v.kh * v.kw
@@ -741,13 +759,20 @@ cdef void plan_inner(InnerJob* job, const Window* v, Py_ssize_t itemsize, Py_ssi
     f.plane = (f.band + f.halo) * f.length
     job.pixels = ceil_div((f.band - 1) * f.length + v.ow, lanes) * lanes
     job.segments = least(most(CHUNK_PIXELS // job.pixels, 1), most(v.n, 1)) if job.bands == 1 else 1
+    channels = job.block_c * f.slots_h * f.slots_w
+    if job.apart:
+        job.segments = most(least(job.segments, UNROLLED_BYTES // (channels * f.plane * itemsize)), 1)
     items = job.groups * job.blocks_k * job.blocks_c
     if threads > 1 and items < 2 * threads:  # rows of dw are independent: more blocks of them change no sum
-        job.blocks_k = least(ceil_div(job.kg, FC_TILE_ROWS), ceil_div(2 * threads, job.groups * job.blocks_c))
+        # Several for each, so that all are done together; but each makes the copies of x for itself, and few are not worth it.
+        job.blocks_k = least(ceil_div(job.kg, FC_TILE_ROWS),
+                             ceil_div((1 if job.apart else 2) * threads, job.groups * job.blocks_c))
     job.block_k = ceil_div(job.kg, job.blocks_k)
-    channels = job.block_c * f.slots_h * f.slots_w
     job.x_bytes = aligned((job.segments * channels * f.plane + lanes) * itemsize)
-    job.thread_bytes = job.x_bytes + aligned(job.segments * job.block_k * job.pixels * itemsize)
+    job.left_bytes = aligned(job.segments * job.block_k * job.pixels * itemsize)
+    job.thread_bytes = job.x_bytes + job.left_bytes
+    if job.apart:
+        job.thread_bytes += job.block_k * job.block_c * job.taps * FC_VECTOR_BYTES
     if tables != NULL:
         job.offset = fill_tap_tables(f, v, job.block_c, tables)
 
@@ -766,15 +791,21 @@ cdef void inner_item(const InnerJob* job, Py_ssize_t item, const real* x, const 
     cdef Py_ssize_t x_step = (c1 - c0) * f.slots_h * f.slots_w * f.plane, dout_step = rows_all * job.pixels
     cdef Py_ssize_t ldw = job.cg * job.taps, out_plane = job.out_h * job.out_w
     cdef real* flat = <real*> scratch
-    cdef real* left = <real*> (scratch + job.x_bytes)
+    cdef real* copied = <real*> (scratch + job.x_bytes)
+    cdef real* sums = <real*> (scratch + job.x_bytes + job.left_bytes)  # of lanes, tile by tile
     cdef real* to
     cdef real* at
-    cdef Py_ssize_t image, images, band, q0, rows, s, k, y, r, cols, m, height, used, tiles
+    cdef Py_ssize_t image, images, band, q0, rows, s, k, y, r, cols, m, height, used, tiles, lda, step, ldc, wide
     cdef const real* line
+    cdef const real* left
+    cdef const real* following
+    cdef bint in_place
 
     at = dw + (group * job.kg + k0) * ldw + c0 * job.taps
     for k in range(rows_all):
         memset(at + k * ldw, 0, cols_all * sizeof(real))
+    if job.apart:
+        memset(sums, 0, rows_all * cols_all * FC_VECTOR_BYTES)
     tiles = ceil_div(rows_all, FC_TILE_ROWS)
     image = 0
     while image < job.batch:
@@ -785,12 +816,17 @@ cdef void inner_item(const InnerJob* job, Py_ssize_t item, const real* x, const 
             if rows <= 0:
                 break
             used = ceil_div((rows - 1) * f.length + job.out_w, lanes) * lanes
+            in_place = job.apart and used == rows * job.out_w
+            left, lda, step = copied, job.pixels, dout_step
+            if in_place:
+                left = dout + ((image * job.groups + group) * job.kg + k0) * out_plane + q0 * job.out_w
+                lda, step = out_plane, job.groups * job.kg * out_plane
             for s in range(images):
                 fill_flat(f, flat + s * x_step,
                           x + (((image + s) * job.groups + group) * job.cg + c0) * f.h * f.w, c1 - c0, q0, rows)
-                for k in range(rows_all):
+                for k in range(0 if in_place else rows_all):
                     # dout in rows of length L; zeros behind each row, so that positions between rows add nothing
-                    to = left + s * dout_step + k * job.pixels
+                    to = copied + s * dout_step + k * job.pixels
                     memset(to, 0, used * sizeof(real))
                     line = (dout + (((image + s) * job.groups + group) * job.kg + k0 + k) * out_plane + q0 * job.out_w)
                     for y in range(rows):
@@ -801,19 +837,39 @@ cdef void inner_item(const InnerJob* job, Py_ssize_t item, const real* x, const 
             for m in range(tiles):
                 k = rows_all * m // tiles
                 height = rows_all * (m + 1) // tiles - k
+                following = left + (k + height) * lda if m + 1 < tiles else left + images * step
                 r = 0
                 while r < cols_all:
                     cols = least(FC_TILE_VECTORS, cols_all - r)
+                    to, ldc = at + k * ldw + r, ldw
+                    if job.apart:
+                        to, ldc = sums + (k * cols_all + height * r) * lanes, 0
+                    if in_place:  # the rows of the next tile, which lie one behind the other, are on their way meanwhile
+                        wide = height * out_plane * cols // cols_all
+                        for s in range(images if job.bands == 1 else 0):
+                            fc_ask_for_block(<const char*> (following + s * step + height * out_plane * r // cols_all),
+                                             wide * sizeof(real), 2)
                     if real is float:
-                        fc_inner_table_f32[cols - 1][height - 1](left + k * job.pixels, job.pixels, flat,
-                                                                 job.offset + r, used // lanes, images, dout_step,
-                                                                 x_step, at + k * ldw + r, ldw)
+                        fc_inner_table_f32[cols - 1][height - 1](left + k * lda, lda, flat, job.offset + r, used // lanes,
+                                                                 images, step, x_step, to, ldc)
                     else:
-                        fc_inner_table_f64[cols - 1][height - 1](left + k * job.pixels, job.pixels, flat,
-                                                                 job.offset + r, used // lanes, images, dout_step,
-                                                                 x_step, at + k * ldw + r, ldw)
+                        fc_inner_table_f64[cols - 1][height - 1](left + k * lda, lda, flat, job.offset + r, used // lanes,
+                                                                 images, step, x_step, to, ldc)
                     r += cols
         image += images
+    for m in range(tiles if job.apart else 0):
+        k = rows_all * m // tiles
+        height = rows_all * (m + 1) // tiles - k
+        r = 0
+        while r < cols_all:
+            cols = least(FC_TILE_VECTORS, cols_all - r)
+            for s in range(height * cols):
+                to = sums + (k * cols_all + height * r + s) * lanes
+                if real is float:
+                    at[(k + s // cols) * ldw + r + s % cols] = fc_add_lanes_f32(to)
+                else:
+                    at[(k + s // cols) * ldw + r + s % cols] = fc_add_lanes_f64(to)
+            r += cols
 
 
 # --- entry points ------------------------------------------------------------------------------------------------------

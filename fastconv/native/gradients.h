@@ -179,10 +179,13 @@ static void FC_NAME(gather_row)(FC_T *to, ptrdiff_t count, ptrdiff_t room, ptrdi
                 const ptrdiff_t cell = u + tap[t].shift;
                 if (cell >= length || cell + LANES <= 0)
                     continue;
-                VEC column = {0}; /* the same cells of every row are outside, so they are cleared once */
-                for (ptrdiff_t i = 0; i < rows; i++)
-                    column += *(const UVEC *)(col + row[i] + tap[t].row + cell);
-                sum += FC_NAME(within)(column, (FC_INT)cell, 0, (FC_INT)length);
+                const FC_T *const from = col + tap[t].row + cell;
+                VEC column = *(const UVEC *)(from + row[0]);
+                for (ptrdiff_t i = 1; i < rows; i++)
+                    column += *(const UVEC *)(from + row[i]);
+                if (cell < 0 || cell + LANES > length) /* the same cells of every row are outside, so they are cleared once */
+                    column = FC_NAME(within)(column, (FC_INT)cell, 0, (FC_INT)length);
+                sum += column;
             }
             if (step == 1 && u + LANES <= room)
                 *(UVEC *)(to + u) = sum;

@@ -730,6 +730,9 @@ cdef int gemm_weight_of(cnp.ndarray dout, cnp.ndarray x, object geometry, cnp.nd
 #
 #     (P, K/g) @ (K/g, C/g*KH*KW) -> (P, C/g*KH*KW)
 #
+# Where all columns are made at a time (few channels), dout is read once: so the products read it where it lies, and only ask
+# for what the next tile reads. Otherwise it is copied to a panel in L2.
+#
 # dx is the sum over the cells of dout that exist: there is no padding that an infinite weight could meet.
 #
 # Threads take (group, band or images, block of input channels). A band computes the rows of the column matrix that it shares
@@ -749,6 +752,7 @@ cdef enum:
     COLUMN_BYTES = 262144    # of the column matrix of one channel
     COLUMNS_BYTES = 98304    # as many channels together as have so many bytes,
     DATA_PIXELS = 256        # and as many small images as have so many pixels
+    DATA_WAYS = 4            # lines of dout in one set of L1, at most, for a tile to find them there again
 
 cdef struct DataJob:
     Window v
@@ -760,6 +764,7 @@ cdef struct DataJob:
     Py_ssize_t width                 # of the panel and of the column matrix
     Py_ssize_t chunk                 # channels whose columns are made at a time
     bint few                         # few pixels: dout and the columns are turned, not the weights
+    bint in_place                    # dout is read where it lies
     Py_ssize_t lda                   # of what is turned
     Py_ssize_t shared_bytes, turned_bytes
     Py_ssize_t panel_bytes, column_bytes, spare_bytes, left_bytes, product_bytes, thread_bytes
@@ -784,13 +789,17 @@ cdef void plan_data(DataJob* job, const Window* v, Py_ssize_t itemsize, Py_ssize
     # rows of dout that meet a band
     job.width = job.images * least(v.oh, (job.band - 1 + reach) // v.sh + 1) * v.ow
     job.width = whole(job.width, lanes)
+    if job.width * itemsize // FC_LINE % 2 == 0:
+        job.width += FC_LINE // itemsize  # no two rows of a tile share the sets of a cache
     job.chunk = least(job.cg, most(COLUMNS_BYTES // (job.taps * job.width * itemsize), 1))
     items = v.groups * job.blocks
     job.parts = 1 if threads == 1 or items >= 2 * threads else least(job.cg, ceil_div(2 * threads, most(items, 1)))
     job.lda = whole(job.kg, lanes)
     job.few = job.blocks == 1 and 2 * v.n * job.pixels <= job.kg
+    job.in_place = (not job.few and job.images == 1 and job.chunk == job.cg and job.parts == 1
+                    and set_lines(job.pixels * itemsize, job.kg) <= DATA_WAYS)
     job.turned_bytes = 0 if job.few else aligned(v.groups * job.cg * job.taps * job.lda * itemsize)
-    job.shared_bytes = job.turned_bytes + aligned(2 * job.kg * sizeof(ptrdiff_t))
+    job.shared_bytes = job.turned_bytes + aligned(3 * job.kg * sizeof(ptrdiff_t))
     job.left_bytes = aligned((job.images * job.pixels * job.lda + lanes) * itemsize) if job.few else 0
     job.product_bytes = aligned((job.images * job.pixels * FC_TILE_VECTORS + 1) * FC_VECTOR_BYTES) if job.few else 0
     job.panel_bytes = aligned((job.kg * (FC_TILE_VECTORS * lanes if job.few else job.width) + lanes) * itemsize)
@@ -798,6 +807,11 @@ cdef void plan_data(DataJob* job, const Window* v, Py_ssize_t itemsize, Py_ssize
     job.spare_bytes = aligned((v.w + v.sw * (lanes + 1)) * itemsize)
     job.thread_bytes = (job.panel_bytes + job.column_bytes + job.spare_bytes + job.left_bytes + job.product_bytes
                         + aligned(v.kw * sizeof(fc_tap) + (v.sw + 1 + v.kh) * sizeof(ptrdiff_t)))
+
+
+cdef inline Py_ssize_t set_lines(Py_ssize_t row_bytes, Py_ssize_t rows) noexcept nogil:
+    """Lines of a tile's width in so many rows, so far apart, that share a set of a cache with 64 sets."""
+    return ceil_div(rows * most(FC_TILE_VECTORS * FC_VECTOR_BYTES // FC_LINE, fc_gcd(row_bytes // FC_LINE, 64)), 64)
 
 
 cdef void turn_filters(const DataJob* job, const real* weights, Py_ssize_t item, Py_ssize_t items, const ptrdiff_t* row,
@@ -810,17 +824,24 @@ cdef void turn_filters(const DataJob* job, const real* weights, Py_ssize_t item,
 
 
 cdef void columns_of_filters(const DataJob* job, const real* turned, const real* panel, const ptrdiff_t* offset,
-                             Py_ssize_t count, Py_ssize_t vectors_all, real* col) noexcept nogil:
-    """(count, K/g) @ (K/g, P) -> (count, P): rows of the column matrix from dout's panel and as many turned filters."""
+                             Py_ssize_t count, Py_ssize_t vectors_all, const real* following, real* col) noexcept nogil:
+    """(count, K/g) @ (K/g, P) -> (count, P): rows of the column matrix from dout's panel and as many turned filters.
+
+    Where dout itself is the panel, `following` is what will be read after it, otherwise NULL.
+    """
     cdef Py_ssize_t lanes = FC_VECTOR_BYTES // sizeof(real)
     cdef Py_ssize_t tiles = ceil_div(count, FC_TILE_ROWS), all_tiles = ceil_div(vectors_all, FC_TILE_VECTORS)
-    cdef Py_ssize_t g, i, m, first, rows, vectors
+    cdef Py_ssize_t g, i, m, k, first, rows, vectors
+    cdef const real* ahead
     for g in range(all_tiles):
         i = vectors_all * g // all_tiles
         vectors = vectors_all * (g + 1) // all_tiles - i
+        ahead = panel + (i + vectors) * lanes if g + 1 < all_tiles else following
         for m in range(tiles):
             first = count * m // tiles
             rows = count * (m + 1) // tiles - first
+            for k in range(job.kg * m // tiles, job.kg * (m + 1) // tiles if following != NULL else 0):
+                fc_ask_for_block(<const char*> (ahead + offset[k]), vectors * FC_VECTOR_BYTES, 3)
             correlate_tile(turned + first * job.lda, job.lda, panel + i * lanes, offset, job.kg, rows, vectors,
                            col + first * job.width + i * lanes, job.width, <const real*> NULL, 0, NULL)
 
@@ -862,6 +883,8 @@ cdef void data_item(const DataJob* job, Py_ssize_t item, const real* dout, const
     cdef Py_ssize_t q1 = most(least((r1 - 1 + v.top) // v.sh + 1, v.oh), q0)
     cdef Py_ssize_t each = (q1 - q0) * v.ow, vectors_all = ceil_div(images * each, lanes)
     cdef real* panel = <real*> scratch
+    cdef const real* seen = panel
+    cdef const real* following = NULL
     cdef real* col = <real*> (scratch + job.panel_bytes) + lanes  # whole vectors are read on both sides
     cdef real* spare = <real*> (scratch + job.panel_bytes + job.column_bytes)
     cdef real* left = <real*> (scratch + job.panel_bytes + job.column_bytes + job.spare_bytes)
@@ -882,7 +905,12 @@ cdef void data_item(const DataJob* job, Py_ssize_t item, const real* dout, const
                 tap[n] = fc_tap(j * job.width, (b + v.left - j * v.dw) // v.sw)
                 n += 1
     start[v.sw] = n
-    for image in range(images):
+    source = dout + (image0 * v.groups + group) * job.kg * job.pixels + q0 * v.ow
+    # whole vectors are read, of which the last one must not reach beyond the array
+    if job.in_place and source + (job.kg - 1) * job.pixels + vectors_all * lanes <= end:
+        seen, offset = source, plane
+        following = source + (each if q1 < v.oh else v.groups * job.kg * job.pixels - q0 * v.ow)
+    for image in range(0 if following != NULL else images):
         source = dout + ((image0 + image) * v.groups + group) * job.kg * job.pixels + q0 * v.ow
         if job.few:
             channels_last(left + image * each * job.lda, job.lda, source, plane, job.kg, each, 1, 0, end)
@@ -896,8 +924,8 @@ cdef void data_item(const DataJob* job, Py_ssize_t item, const real* dout, const
             columns_of_pixels(job, weights + (group * job.kg * job.cg + c0) * job.taps, left, offset, (c1 - c0) * job.taps,
                               images * each, panel, product, col)
         else:
-            columns_of_filters(job, weights + (group * job.cg + c0) * job.taps * job.lda, panel, offset,
-                               (c1 - c0) * job.taps, vectors_all, col)
+            columns_of_filters(job, weights + (group * job.cg + c0) * job.taps * job.lda, seen, offset,
+                               (c1 - c0) * job.taps, vectors_all, following, col)
         for image in range(images):
             for y in range(r0, r1):
                 n = 0  # rows of dout that met this one
@@ -942,6 +970,7 @@ cdef int gemm_data_of(cnp.ndarray dout, cnp.ndarray weight, object bias, object 
     cdef real* turned = <real*> work
     cdef ptrdiff_t* offset
     cdef ptrdiff_t* row
+    cdef ptrdiff_t* plane
     cdef Py_ssize_t item, items, i
     if bias is not None:
         b = <const real*> cnp.PyArray_DATA(<cnp.ndarray> bias)
@@ -949,12 +978,12 @@ cdef int gemm_data_of(cnp.ndarray dout, cnp.ndarray weight, object bias, object 
         plan_data(&job, &v, sizeof(real), threads)
         offset = <ptrdiff_t*> (work + job.turned_bytes)
         row = offset + job.kg
+        plane = row + job.kg
         for i in range(job.kg):
             offset[i] = i * (FC_TILE_VECTORS * FC_VECTOR_BYTES // sizeof(real) if job.few else job.width)
-            row[i] = i * (job.pixels if job.few else job.cg * job.taps)
-        if job.few:
-            end = source + v.n * v.k * job.pixels
-        else:
+            row[i] = i * job.cg * job.taps
+            plane[i] = i * job.pixels
+        if not job.few:
             items = ceil_div(job.cg * job.taps, 96)
             if threads == 1:
                 for item in range(v.groups * items):
@@ -963,14 +992,15 @@ cdef int gemm_data_of(cnp.ndarray dout, cnp.ndarray weight, object bias, object 
                 for item in prange(v.groups * items, num_threads=threads, schedule="static"):
                     turn_filters(&job, w, item, items, row, end, turned)
             w = turned
+        end = source + v.n * v.k * job.pixels
         work += job.shared_bytes
         items = v.groups * job.blocks * job.parts
         if items == 1 or threads == 1:
             for item in range(items):
-                data_item(&job, item, source, w, b, offset, row, end, to, work)
+                data_item(&job, item, source, w, b, offset, plane, end, to, work)
         else:
             for item in prange(items, num_threads=threads, schedule="dynamic"):
-                data_item(&job, item, source, w, b, offset, row, end, to, work + threadid() * job.thread_bytes)
+                data_item(&job, item, source, w, b, offset, plane, end, to, work + threadid() * job.thread_bytes)
     return 0
 
 

@@ -96,6 +96,13 @@ typedef struct {
     ptrdiff_t count;
 } fc_asked;
 
+/* The same for all lines of a block. */
+FC_INLINE void fc_ask_for_block(const char *at, ptrdiff_t bytes, const int level)
+{
+    for (ptrdiff_t i = 0; i < bytes; i += 64)
+        fc_ask_for(at + i, level);
+}
+
 /* What the epilogue of a tile does besides storing it. */
 enum { FC_ACCUMULATE = 1, FC_RELU = 2, FC_PAST_CACHES = 4 };
 

@@ -153,6 +153,8 @@ FC_UNROLL
     return lane[0];
 }
 
+static FC_T FC_NAME(add_lanes)(const FC_T *from) { return FC_NAME(sum_lanes)(*(const UVEC *)from); }
+
 /* The lanes of x and y in turn: the first halves, then the second halves. */
 FC_INLINE void FC_NAME(zip)(VEC x, VEC y, VEC *low, VEC *high)
 {
@@ -200,7 +202,8 @@ FC_INLINE void FC_NAME(turn)(VEC v[FC_LANES])
  * (rows, P) @ (cols, P)^T -> (rows, cols): both matrices have the summed dimension contiguous in memory, as the output
  * gradient and the image of a convolution have, so neither is transposed: each accumulator keeps LANES partial sums,
  * which are added up once at the end. The P cells come in `segments` runs of `vectors` vectors (one for each image);
- * a and b step by `a_step` and `b_step` from run to run. */
+ * a and b step by `a_step` and `b_step` from run to run. With ldc == 0 the lanes are not added up: c is rows*cols whole
+ * vectors, to which the partial sums are added. Where the runs are short that is most of the work that is left. */
 FC_INLINE void FC_NAME(inner)(const int rows, const int cols, const FC_T *a, ptrdiff_t lda, const FC_T *b,
                               const ptrdiff_t *offset, ptrdiff_t vectors, ptrdiff_t segments, ptrdiff_t a_step,
                               ptrdiff_t b_step, FC_T *c, ptrdiff_t ldc)
@@ -234,6 +237,14 @@ FC_UNROLL
         }
     }
 
+    if (ldc == 0) {
+FC_UNROLL
+        for (int i = 0; i < rows; i++)
+FC_UNROLL
+            for (int j = 0; j < cols; j++)
+                *(UVEC *)(c + (i * cols + j) * LANES) += acc[i][j];
+        return;
+    }
 FC_UNROLL
     for (int i = 0; i < rows; i++)
 FC_UNROLL
