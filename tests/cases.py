@@ -279,6 +279,16 @@ POOL_CASES = (
     PoolCase("rows-3x3-stride2", (1, 3, 19, 143), 3, stride=2),
     PoolCase("rows-2x2-padding1", (1, 2, 9, 66), 2, stride=2, padding=1),
     PoolCase("many-planes", (5, 37, 4, 4), 2),
+    # Planes that averages' gradients turn, some more than a multiple of what a vector holds.
+    PoolCase("small-3x3-stride1-padding1", (1, 37, 7, 7), 3, stride=1, padding=1, core=True),
+    PoolCase("small-3x3-stride2-padding1", (3, 7, 8, 7), 3, stride=2, padding=1),
+    PoolCase("small-2x2-stride1", (1, 19, 6, 9), 2, stride=1),
+    PoolCase("small-2x2-ceil", (1, 33, 7, 5), 2, ceil_mode=True),
+    PoolCase("small-dilation2x1", (2, 11, 9, 12), (3, 2), stride=(2, 1), padding=1, dilation=(2, 1)),
+    PoolCase("small-pads-all-differ", (1, 17, 7, 8), (3, 4), stride=(1, 3), padding=((2, 1), (0, 3)), ceil_mode=True),
+    PoolCase("small-gaps", (1, 40, 13, 11), 2, stride=(5, 3), core=True),
+    PoolCase("small-wide-window", (1, 18, 5, 4), 9, stride=2, padding=4),
+    PoolCase("small-one-row", (1, 31, 1, 3), (1, 2), stride=1),
     PoolCase("large", (1, 2, 120, 131), 2),
     PoolCase("large-3x3-stride2", (1, 2, 121, 90), 3, stride=2, padding=1),
 )

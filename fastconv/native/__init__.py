@@ -17,12 +17,14 @@ def _load_openmp() -> ModuleType:
 
     GNU libgomp's workers spin for milliseconds after a parallel region. Code that alternates our kernels with a matrix
     product of NumPy's (a training step does) then has two pools of threads that fight for the cores: a step of a small
-    network took six times as long. libgomp reads the variable once, when it is loaded; it is put back at once. Whoever
-    sets OMP_WAIT_POLICY or GOMP_SPINCOUNT has their way, and where another package has loaded libgomp before, it stays.
+    network took six times as long. But a worker that sleeps takes 25 microseconds and more to wake up, a quarter of a
+    pooling of a few megabytes: they spin for about 40, as long as Python takes from one call to the next. libgomp reads
+    the variable once, when it is loaded; it is put back at once. Whoever sets OMP_WAIT_POLICY or GOMP_SPINCOUNT has their
+    way, and where another package has loaded libgomp before, it stays.
     """
     ours = not {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT"} & set(os.environ)
     if ours:
-        os.environ["GOMP_SPINCOUNT"] = "1000"
+        os.environ["GOMP_SPINCOUNT"] = "2000"  # of 20 ns
     try:
         return importlib.import_module("._cpu", __name__)
     finally:

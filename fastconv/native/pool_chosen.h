@@ -802,6 +802,38 @@ static int FC_NAME(try_guess)(int guess, const fc_pooling *p, const fc_chosen *a
                                      : FC_NAME(three_planes_0))(p, a, planes, dout, indices, readable, out, scratch);
 }
 
+/* Planes [first, stop) of few windows each, whatever their indices: some are checked and cleared at a time, because for one that
+ * takes as long as its windows do. */
+static int FC_NAME(scatter_small)(const fc_pooling *p, const int64_t *indices, FC_T *dx, ptrdiff_t first, ptrdiff_t stop)
+{
+    enum { BLOCK_BYTES = 8192 };
+    const ptrdiff_t cells = p->h * p->w, count = p->oh * p->ow;
+    const ptrdiff_t block = fc_max(BLOCK_BYTES / (cells * (ptrdiff_t)sizeof(FC_T)), 1);
+    for (ptrdiff_t planes; first < stop; first += planes) {
+        planes = fc_min(block, stop - first);
+        const FC_T *dout = (const FC_T *)p->x + first * count;
+        const int64_t *chosen = indices + first * count;
+        FC_T *plane = dx + first * cells;
+        if (!fc_all_inside(chosen, planes * count, cells))
+            return 0;
+        memset(plane, 0, (size_t)(planes * cells) * sizeof(FC_T));
+        for (ptrdiff_t k = 0; k < planes; k++, plane += cells, dout += count, chosen += count) {
+            ptrdiff_t i = 0;
+            for (; i + 4 <= count; i += 4) { /* addresses first: they do not wait for the additions */
+                FC_T *const a = plane + chosen[i], *const b = plane + chosen[i + 1];
+                FC_T *const c = plane + chosen[i + 2], *const d = plane + chosen[i + 3];
+                *a += dout[i];
+                *b += dout[i + 1];
+                *c += dout[i + 2];
+                *d += dout[i + 3];
+            }
+            for (; i < count; i++)
+                plane[chosen[i]] += dout[i];
+        }
+    }
+    return 1;
+}
+
 /* Planes [first, stop). `out` is a sink for all of them, dx the result's first plane. Returns 0 where an index lies
  * outside its plane; then the planes from there on are not written. */
 static int FC_NAME(max_gradient)(const fc_pooling *p, const fc_chosen *a, const int64_t *indices, FC_T *dx,
@@ -809,6 +841,8 @@ static int FC_NAME(max_gradient)(const fc_pooling *p, const fc_chosen *a, const 
 {
     const ptrdiff_t cells = p->h * p->w, count = p->oh * p->ow;
     char *const buffer = out->to ? out->buffer - (uintptr_t)out->buffer % FC_LINE : NULL;
+    if (!a->guesses && count <= FC_FEW_WINDOWS)
+        return FC_NAME(scatter_small)(p, indices, dx, first, stop);
     ptrdiff_t alone = first; /* planes before this one are not tried together with others */
     while (first < stop) {
         const FC_T *const dout = (const FC_T *)p->x + first * count;

@@ -126,6 +126,9 @@ typedef struct {
     ptrdiff_t counts;               /* where in scratch there is how often cells are named, or what rounding loses of them */
 } fc_chosen;
 
+/* So few windows that no sum of theirs needs care, see scatter of pool_chosen.h. */
+enum { FC_FEW_WINDOWS = 64 };
+
 /* So many cells are counted, and what rounding loses has so many bytes at most, or is of so many cells of a larger plane. */
 enum { FC_COUNTED = 1 << 18, FC_LOST_BYTES = 1 << 18, FC_OWNERS = 1 << 14 };
 
@@ -173,7 +176,7 @@ static int fc_guess(const fc_chosen *a, const fc_pooling *p, const int64_t *indi
 
 /* --- plans: what is done with a pooling, and the scratch that takes ----------------------------------------------- */
 
-enum { FC_POOL_STRIPS, FC_POOL_ANY, FC_POOL_PLANES, FC_POOL_SPREAD, FC_POOL_CHOSEN, FC_POOL_SHARED };
+enum { FC_POOL_STRIPS, FC_POOL_ANY, FC_POOL_PLANES, FC_POOL_SPREAD, FC_POOL_CHOSEN, FC_POOL_SHARED, FC_POOL_TURNED };
 
 typedef struct {
     fc_pooling p;
@@ -252,9 +255,24 @@ static fc_shared fc_plan_shared(const fc_pooling *p, ptrdiff_t itemsize, int win
     return a;
 }
 
+/* Bytes of a thread's scratch for planes that are so small that they are turned; 0: they are not. Common windows go by strips
+ * otherwise, which fill vectors better as rows get longer. */
+static ptrdiff_t fc_plan_turned(const fc_pooling *p, ptrdiff_t itemsize, int common)
+{
+    enum { COMMON_BYTES = 512, CELLS = 256 };
+    const ptrdiff_t lanes = FC_VECTOR_BYTES / itemsize, cells = p->h * p->w, windows = p->oh * p->ow;
+    const ptrdiff_t lists = fc_max(p->oh * p->kh, p->ow * p->kw);
+    if (p->planes < lanes || fc_max(cells, windows) > CELLS || fc_max(p->oh * p->w, lists) > 4 * CELLS)
+        return 0;
+    if (common && (lanes < 4 || cells * itemsize > COMMON_BYTES))
+        return 0;
+    return (windows + p->oh * p->w + cells) * FC_VECTOR_BYTES + fc_round_up(cells * itemsize, 8) +
+           (p->w + p->h + 2 + p->ow * p->kw + p->oh * p->kh) * 8;
+}
+
 static fc_chosen fc_plan_guesses(const fc_pooling *p, ptrdiff_t itemsize)
 {
-    enum { BLOCK_BYTES = 8192, PAIR_BYTES = 4096, CHUNK_BYTES = 8192, TOGETHER_BYTES = 32768 };
+    enum { BLOCK_BYTES = 8192, PAIR_BYTES = 4096, CHUNK_BYTES = 8192, TOGETHER_BYTES = 32768, SCATTERED = 16 };
     const ptrdiff_t lanes = FC_VECTOR_BYTES / itemsize, row = p->w * itemsize;
     fc_chosen a = {0};
     if (p->h * p->w >= (ptrdiff_t)1 << 30 || lanes < 4) /* of two lanes scattering makes more */
@@ -265,8 +283,8 @@ static fc_chosen fc_plan_guesses(const fc_pooling *p, ptrdiff_t itemsize)
             continue;
         if (s == 1 && (p->w < k || p->w > FC_FLAT_WIDTH)) /* two shifts would be the same, or longer than 16 bits */
             continue;
-        if (s > 1 && (a.guesses & FC_FLAT_GUESSES || p->ow * FC_NARROW <= lanes || p->ow < 3))
-            continue; /* too few lanes would be of use, or windows beside a row could be taken for its own */
+        if (s > 1 && (a.guesses & FC_FLAT_GUESSES || p->ow * FC_NARROW <= lanes || p->ow < 3 || p->oh * p->ow <= SCATTERED))
+            continue; /* too few lanes of use, or windows to guess by, or windows beside a row could be taken for its own */
         if (k > 2 - (s == 1) && FC_VECTOR_BYTES == 16) /* the more cells a window has, the more lanes it takes */
             continue;
         a.guesses |= 1 << g;
@@ -315,22 +333,26 @@ static fc_pool_plan fc_plan_pool(const fc_pooling *pooling, int way, ptrdiff_t i
                 if (p->kh == fc_guesses[g].k && p->kw == p->kh && p->sh == fc_guesses[g].s && p->sw == p->sh && p->dh == 1 &&
                     p->dw == 1 && p->top == fc_guesses[g].pad && p->left == p->top)
                     window = g;
+        const ptrdiff_t turned = way == FC_POOL_SPREAD ? fc_plan_turned(p, itemsize, window >= 0) : 0;
         if (way == FC_POOL_CHOSEN) {
             plan.chosen = fc_plan_chosen(p, itemsize);
             cells = plan.chosen.cells;
+        } else if (turned) {
+            plan.way = FC_POOL_TURNED;
+            cells = plan.lanes * p->h * p->w;
         } else if (window >= 0) {
+            plan.way = FC_POOL_SHARED;
             plan.shared = fc_plan_shared(p, itemsize, window);
             cells = plan.shared.cells;
         } else {
             plan.spread = fc_plan_spread(p, itemsize);
             cells = p->w;
         }
-        if (window >= 0) {
-            plan.way = FC_POOL_SHARED;
+        if (turned || window >= 0) {
             plan.pieces = p->planes;
             plan.piece = p->h * p->w;
         }
-        plan.bytes = plan.spread.bytes + plan.shared.bytes + plan.chosen.bytes;
+        plan.bytes = turned + plan.spread.bytes + plan.shared.bytes + plan.chosen.bytes;
     } else {
         int window = -1;
         if (p->dh == 1 && p->dw == 1 && p->kh == p->kw && p->sh == p->sw && p->w < (ptrdiff_t)1 << 30)
@@ -419,6 +441,11 @@ static int fc_pool_pieces(const fc_pool_plan *plan, void *out, int64_t *indices,
             FC_WIDE_F32(avg_gradient)(&plan->p, &plan->spread, first, stop, &to, scratch);
         else
             FC_WIDE_F64(avg_gradient)(&plan->p, &plan->spread, first, stop, &to, scratch);
+    } else if (plan->way == FC_POOL_TURNED) {
+        if (size == 4)
+            FC_WIDE_F32(avg_gradient_turned)(&plan->p, first, stop, &to, scratch);
+        else
+            FC_WIDE_F64(avg_gradient_turned)(&plan->p, first, stop, &to, scratch);
     } else if (plan->way == FC_POOL_SHARED) {
         if (size == 4)
             FC_WIDE_F32(avg_gradient_planes)(&plan->p, &plan->shared, first, stop, &to, scratch);
