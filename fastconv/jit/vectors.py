@@ -233,13 +233,17 @@ def few(lanes: int) -> tuple[Callable[..., None], Callable[..., None]]:
     return move, move_padded
 
 
+def _roll(builder: Any) -> None:
+    nothing = ir.InlineAsm(ir.FunctionType(ir.VoidType(), []), "", "", side_effect=True)
+    builder.call(nothing, [], attrs=("convergent",))
+
+
 @intrinsic
 def rolled(typing):
     """No instruction. The loop that has it is not unrolled, which for a few turns takes longer to get ready than to run."""
 
     def generate(context, builder, signature, args):
-        nothing = ir.InlineAsm(ir.FunctionType(ir.VoidType(), []), "", "", side_effect=True)
-        builder.call(nothing, [], attrs=("convergent",))
+        _roll(builder)
         return context.get_dummy_value()
 
     return types.void(), generate
