@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import itertools
 import math
 import os
 import platform
@@ -528,6 +529,64 @@ def test_other_ways_of_direct_convolution(case, monkeypatch, assert_accurate):
             assert_accurate(dx, want_data)
             assert_accurate(out, want_out)
         monkeypatch.undo()
+
+
+@needs_numba
+@pytest.mark.parametrize("dtype", ["f4", "f8"])
+@pytest.mark.parametrize("window", [(2, 2, 0), (3, 2, 1), (3, 2, 0), (3, 1, 1), (3, 1, 0), (2, 1, 0), (4, 2, 1), (2, 1, 1)], ids=str)
+@pytest.mark.parametrize("size", [(24, 24), (40, 33), (25, 47), (16, 100), (12, 128)], ids=str)
+def test_max_gradients_of_common_windows_and_of_others(size, window, dtype, monkeypatch):
+    """Cells that ask their windows give what adding at indices gives, whatever the indices: no window is taken for another."""
+    from fastconv.jit import pooling
+
+    rng = np.random.default_rng(0)
+    for ceil_mode, streamed in itertools.product((False, True), repeat=2):
+        if streamed:
+            monkeypatch.setattr(pooling, "STREAM_BYTES", 0)
+        x = rng.standard_normal((2, 3, *size)).astype(dtype)
+        with fastconv.options(backend="numba"):
+            out, indices = fastconv.max_pool2d(x, *window, ceil_mode=ceil_mode, return_indices=True)
+        dout = rng.standard_normal(out.shape).astype(dtype)
+        elsewhere, beside, last, wrapped = (indices.copy() for _ in range(4))
+        elsewhere.reshape(-1)[rng.integers(0, indices.size, 3)] = rng.integers(0, math.prod(size), 3)
+        beside += rng.integers(-1, 2, indices.shape) * (rng.random(indices.shape) < 0.02)
+        last[-1, -1, -1, -1] = 0
+        wrapped[1, 0, 1:, 0] -= 1  # perhaps the end of the row above
+        for chosen in (indices, elsewhere, beside.clip(0, math.prod(size) - 1), last, wrapped.clip(0)):
+            want = np.zeros((6, math.prod(size)))
+            for plane, places, gradient in zip(want, chosen.reshape(6, -1), dout.reshape(6, -1), strict=True):
+                np.add.at(plane, places, gradient)
+            for threads in (1, 2):
+                with fastconv.options(backend="numba", num_threads=threads):
+                    got = fastconv.max_pool2d_backward(dout, chosen, x.shape)
+                np.testing.assert_allclose(got, want.reshape(x.shape), rtol=0, atol=1e-5 if dtype == "f4" else 1e-13)
+        for place in (-1, math.prod(size), 2**32 + int(indices[1, 1, 0, 0]), -2**32, 2**63 - 1):
+            wrapped = indices.copy()
+            wrapped[1, 1, 0, 0] = place
+            with fastconv.options(backend="numba"), pytest.raises(ValueError, match="indices"):
+                fastconv.max_pool2d_backward(dout, wrapped, x.shape)
+
+
+@needs_numba
+@pytest.mark.parametrize("dtype", ["f4", "f8"])
+@pytest.mark.parametrize("shape", [(2, 5, 9, 9), (3, 16, 28, 28), (1, 33, 12, 40), (2, 3, 17, 70), (2, 2, 30, 230), (1, 40, 7, 7)],
+                         ids=str)
+def test_col2im_of_rows_by_turning_them(shape, dtype):
+    """Windows of many kinds, the same bits for any number of workers: channels may be dealt out to them."""
+    from fastconv import reference
+
+    rng = np.random.default_rng(0)
+    for kernel, stride, pad, dilation in [(3, 1, 1, 1), (3, 2, 1, 1), (5, 1, 2, 1), (3, 1, 2, 2), ((2, 3), (1, 2), 1, 1), (1, 1, 0, 1),
+                                          (3, 2, ((0, 2), (3, 1)), 1), (4, (2, 1), 3, 1), (7, 2, 3, 1), (3, (1, 2), 0, (1, 2))]:
+        geometry = window2d_geometry(shape, *np.broadcast_to(kernel, 2).tolist(), stride, pad, dilation)
+        col = rng.standard_normal(geometry.columns_shape("rows")).astype(dtype)
+        want = reference.col2im_core(col.astype("f8"), geometry, "rows")
+        results = []
+        for threads in (1, 2):
+            with fastconv.options(backend="numba", num_threads=threads):
+                results.append(fastconv.col2im(col, shape, *np.broadcast_to(kernel, 2).tolist(), stride, pad, dilation=dilation))
+        np.testing.assert_allclose(results[0], want, rtol=0, atol=1e-4 if dtype == "f4" else 1e-12)
+        np.testing.assert_array_equal(*results)
 
 
 @needs_numba
