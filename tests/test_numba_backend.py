@@ -533,7 +533,8 @@ def test_other_ways_of_direct_convolution(case, monkeypatch, assert_accurate):
 
 @needs_numba
 @pytest.mark.parametrize("dtype", ["f4", "f8"])
-@pytest.mark.parametrize("window", [(2, 2, 0), (3, 2, 1), (3, 2, 0), (3, 1, 1), (3, 1, 0), (2, 1, 0), (4, 2, 1), (2, 1, 1)], ids=str)
+@pytest.mark.parametrize("window", [(2, 2, 0), (3, 2, 1), (3, 2, 0), (3, 1, 1), (3, 1, 0), (2, 1, 0), (4, 2, 1), (2, 1, 1)],
+                         ids=str)
 @pytest.mark.parametrize("size", [(24, 24), (40, 33), (25, 47), (16, 100), (12, 128)], ids=str)
 def test_max_gradients_of_common_windows_and_of_others(size, window, dtype, monkeypatch):
     """Cells that ask their windows give what adding at indices gives, whatever the indices: no window is taken for another."""
@@ -569,22 +570,24 @@ def test_max_gradients_of_common_windows_and_of_others(size, window, dtype, monk
 
 @needs_numba
 @pytest.mark.parametrize("dtype", ["f4", "f8"])
-@pytest.mark.parametrize("shape", [(2, 5, 9, 9), (3, 16, 28, 28), (1, 33, 12, 40), (2, 3, 17, 70), (2, 2, 30, 230), (1, 40, 7, 7)],
-                         ids=str)
+@pytest.mark.parametrize("shape", [(2, 5, 9, 9), (3, 16, 28, 28), (1, 33, 12, 40), (2, 3, 17, 70), (2, 2, 30, 230),
+                                   (1, 40, 7, 7)], ids=str)
 def test_col2im_of_rows_by_turning_them(shape, dtype):
     """Windows of many kinds, the same bits for any number of workers: channels may be dealt out to them."""
     from fastconv import reference
 
     rng = np.random.default_rng(0)
-    for kernel, stride, pad, dilation in [(3, 1, 1, 1), (3, 2, 1, 1), (5, 1, 2, 1), (3, 1, 2, 2), ((2, 3), (1, 2), 1, 1), (1, 1, 0, 1),
-                                          (3, 2, ((0, 2), (3, 1)), 1), (4, (2, 1), 3, 1), (7, 2, 3, 1), (3, (1, 2), 0, (1, 2))]:
-        geometry = window2d_geometry(shape, *np.broadcast_to(kernel, 2).tolist(), stride, pad, dilation)
+    for kernel, stride, pad, dilation in [
+            ((3, 3), 1, 1, 1), ((3, 3), 2, 1, 1), ((5, 5), 1, 2, 1), ((3, 3), 1, 2, 2), ((2, 3), (1, 2), 1, 1),
+            ((1, 1), 1, 0, 1),
+            ((3, 3), 2, ((0, 2), (3, 1)), 1), ((4, 4), (2, 1), 3, 1), ((7, 7), 2, 3, 1), ((3, 3), (1, 2), 0, (1, 2))]:
+        geometry = window2d_geometry(shape, *kernel, stride, pad, dilation)
         col = rng.standard_normal(geometry.columns_shape("rows")).astype(dtype)
         want = reference.col2im_core(col.astype("f8"), geometry, "rows")
         results = []
         for threads in (1, 2):
             with fastconv.options(backend="numba", num_threads=threads):
-                results.append(fastconv.col2im(col, shape, *np.broadcast_to(kernel, 2).tolist(), stride, pad, dilation=dilation))
+                results.append(fastconv.col2im(col, shape, *kernel, stride, pad, dilation=dilation))
         np.testing.assert_allclose(results[0], want, rtol=0, atol=1e-4 if dtype == "f4" else 1e-12)
         np.testing.assert_array_equal(*results)
 
