@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib.util
+import itertools
+import math
 import os
 import platform
 import re
@@ -498,25 +500,96 @@ def test_the_plan_tells_the_scratch_that_is_used(case):
 
 @needs_numba
 @pytest.mark.parametrize("case", CONV_CASES, ids=str)
-def test_both_ways_to_the_weight_gradient(case, monkeypatch, assert_accurate):
-    """The wide and the narrow kernel, each for what the other one is chosen for."""
+def test_other_ways_of_direct_convolution(case, monkeypatch, assert_accurate):
+    """Tiles instead of planes by themselves; results past the caches; rows with positions between them, and without; chunks."""
     from fastconv import reference
     from fastconv.jit import depthwise, direct
 
     rng = np.random.default_rng(0)
     geometry = conv2d_geometry(case.x, case.weight, **case.arguments)
-    x, dout = (rng.standard_normal(shape).astype(np.float32) for shape in (case.x, geometry.output_shape))
+    x, weight, dout, bias = (rng.standard_normal(shape).astype(np.float32)
+                             for shape in (case.x, case.weight, geometry.output_shape, case.weight[:1]))
     want = reference.conv2d_backward_weight_core(dout, x, geometry)
-    for narrow in (True, False):
+    want_data = reference.conv2d_backward_data_core(dout, weight, geometry)
+    want_out = reference.conv2d_core(x, weight, bias, geometry, True)
+    for part in (0, 10**9):
         monkeypatch.setattr(depthwise, "job", lambda *args: None)
-        monkeypatch.setattr(direct, "NARROW_FILTERS", 10**9 if narrow else 0)
-        monkeypatch.setattr(direct, "NARROW_BYTES", 10**9)
-        monkeypatch.setattr(direct, "plan", direct.plan.__wrapped__)  # without the plans that are kept
-        assert direct.plan("backward_weight", geometry, 4).narrow == narrow
-        out = np.full(case.weight, np.nan, np.float32)
-        assert direct.backward_weight(dout, x, geometry, out, 1)
-        assert_accurate(out, want, weight_gradient=True)
+        for name, value in {"STREAM_BYTES": 0, "UNROLLED_PART": part, "UNROLLED_BYTES": 10**9, "BAND_BYTES": 16384,
+                            "CHUNK_BYTES": 512, "plan": direct.plan.__wrapped__}.items():  # without the plans that are kept
+            monkeypatch.setattr(direct, name, value)
+        for threads in (1, 2):
+            dw, dx, out = (memory.aligned_bytes("a result", 4 * math.prod(shape)).view("f4").reshape(shape)
+                           for shape in (case.weight, case.x, geometry.output_shape))
+            for array in (dw, dx, out):
+                array[...] = np.nan
+            assert direct.backward_weight(dout, x, geometry, dw, threads)
+            assert direct.backward_data(dout, weight, geometry, dx, threads)
+            direct.forward(x, weight, bias, True, geometry, out, threads)
+            assert_accurate(dw, want, weight_gradient=True)
+            assert_accurate(dx, want_data)
+            assert_accurate(out, want_out)
         monkeypatch.undo()
+
+
+@needs_numba
+@pytest.mark.parametrize("dtype", ["f4", "f8"])
+@pytest.mark.parametrize("window", [(2, 2, 0), (3, 2, 1), (3, 2, 0), (3, 1, 1), (3, 1, 0), (2, 1, 0), (4, 2, 1), (2, 1, 1)],
+                         ids=str)
+@pytest.mark.parametrize("size", [(24, 24), (40, 33), (25, 47), (16, 100), (12, 128)], ids=str)
+def test_max_gradients_of_common_windows_and_of_others(size, window, dtype, monkeypatch):
+    """Cells that ask their windows give what adding at indices gives, whatever the indices: no window is taken for another."""
+    from fastconv.jit import pooling
+
+    rng = np.random.default_rng(0)
+    for ceil_mode, streamed in itertools.product((False, True), repeat=2):
+        if streamed:
+            monkeypatch.setattr(pooling, "STREAM_BYTES", 0)
+        x = rng.standard_normal((2, 3, *size)).astype(dtype)
+        with fastconv.options(backend="numba"):
+            out, indices = fastconv.max_pool2d(x, *window, ceil_mode=ceil_mode, return_indices=True)
+        dout = rng.standard_normal(out.shape).astype(dtype)
+        elsewhere, beside, last, wrapped = (indices.copy() for _ in range(4))
+        elsewhere.reshape(-1)[rng.integers(0, indices.size, 3)] = rng.integers(0, math.prod(size), 3)
+        beside += rng.integers(-1, 2, indices.shape) * (rng.random(indices.shape) < 0.02)
+        last[-1, -1, -1, -1] = 0
+        wrapped[1, 0, 1:, 0] -= 1  # perhaps the end of the row above
+        for chosen in (indices, elsewhere, beside.clip(0, math.prod(size) - 1), last, wrapped.clip(0)):
+            want = np.zeros((6, math.prod(size)))
+            for plane, places, gradient in zip(want, chosen.reshape(6, -1), dout.reshape(6, -1), strict=True):
+                np.add.at(plane, places, gradient)
+            for threads in (1, 2):
+                with fastconv.options(backend="numba", num_threads=threads):
+                    got = fastconv.max_pool2d_backward(dout, chosen, x.shape)
+                np.testing.assert_allclose(got, want.reshape(x.shape), rtol=0, atol=1e-5 if dtype == "f4" else 1e-13)
+        for place in (-1, math.prod(size), 2**32 + int(indices[1, 1, 0, 0]), -2**32, 2**63 - 1):
+            wrapped = indices.copy()
+            wrapped[1, 1, 0, 0] = place
+            with fastconv.options(backend="numba"), pytest.raises(ValueError, match="indices"):
+                fastconv.max_pool2d_backward(dout, wrapped, x.shape)
+
+
+@needs_numba
+@pytest.mark.parametrize("dtype", ["f4", "f8"])
+@pytest.mark.parametrize("shape", [(2, 5, 9, 9), (3, 16, 28, 28), (1, 33, 12, 40), (2, 3, 17, 70), (2, 2, 30, 230),
+                                   (1, 40, 7, 7)], ids=str)
+def test_col2im_of_rows_by_turning_them(shape, dtype):
+    """Windows of many kinds, the same bits for any number of workers: channels may be dealt out to them."""
+    from fastconv import reference
+
+    rng = np.random.default_rng(0)
+    for kernel, stride, pad, dilation in [
+            ((3, 3), 1, 1, 1), ((3, 3), 2, 1, 1), ((5, 5), 1, 2, 1), ((3, 3), 1, 2, 2), ((2, 3), (1, 2), 1, 1),
+            ((1, 1), 1, 0, 1),
+            ((3, 3), 2, ((0, 2), (3, 1)), 1), ((4, 4), (2, 1), 3, 1), ((7, 7), 2, 3, 1), ((3, 3), (1, 2), 0, (1, 2))]:
+        geometry = window2d_geometry(shape, *kernel, stride, pad, dilation)
+        col = rng.standard_normal(geometry.columns_shape("rows")).astype(dtype)
+        want = reference.col2im_core(col.astype("f8"), geometry, "rows")
+        results = []
+        for threads in (1, 2):
+            with fastconv.options(backend="numba", num_threads=threads):
+                results.append(fastconv.col2im(col, shape, *kernel, stride, pad, dilation=dilation))
+        np.testing.assert_allclose(results[0], want, rtol=0, atol=1e-4 if dtype == "f4" else 1e-12)
+        np.testing.assert_array_equal(*results)
 
 
 @needs_numba
@@ -857,33 +930,32 @@ needs_fma = pytest.mark.skipif(not fused(), reason="reads the assembly of x86-64
 
 @needs_fma
 @pytest.mark.parametrize("dtype", ["f4", "f8"])
-def test_the_tile_is_one_loop_of_24_vector_fmas(dtype):
-    from fastconv.jit import direct
+@pytest.mark.parametrize("name", ["correlate_tile", "inner_tile"])
+def test_a_tile_is_one_loop_of_vector_fmas_of_registers(name, dtype):
+    import numba
 
-    a, tile, b = np.ones(24, dtype), np.zeros(direct.SUMS, dtype), np.ones(600, dtype)
-    u, offset = direct.U, np.zeros(6, np.uintp)
-    text = assembly(direct.rows4, tile, u(4), a, u(0), u(6), u(12), u(18), b, offset, u(0), u(0))
-    widest = "z" if "%zmm" in text else "y"  # LLVM 14 has another loop for what is left, of half as wide vectors
+    from fastconv.jit import tiles
+    from fastconv.jit.options import FLAGS
+
+    tile = getattr(tiles, name)
+    if name == "correlate_tile":
+        @numba.njit(**FLAGS)
+        def call(to, a, b, offset, count):
+            tile(tiles.ROWS, tiles.VECTORS, to, 0, False, a, 0, 9, b, offset, 0, count, 0)
+    else:
+        @numba.njit(**FLAGS)
+        def call(to, a, b, offset, count):
+            tile(tiles.ROWS, to, 0, 9, tiles.VECTORS, a, 16, 0, b, offset, 0, 0, count, 2, 0)
+
+    to, a, b, offset = np.zeros(500, dtype), np.ones(200, dtype), np.ones(200, dtype), np.zeros(9, np.uintp)
+    call(to, a, b, offset, 3)
+    assert to[0] == (3 if name == "correlate_tile" else 6 * 64 // to.itemsize)
+    text = call.inspect_asm(call.signatures[0])
+    widest = "z" if "%zmm" in text else "y"
     packed = re.compile(rf"vfmadd\w+p[sd].*%{widest}mm")
-    loops = [loop for loop in inner_loops(text) if any(map(packed.match, loop))]
-    assert len(loops) == 1
-    assert sum(packed.match(line) is not None for line in loops[0]) == 24  # as in the source: nothing unrolled
-    assert len(loops[0]) <= 50
-    if widest == "z":  # 32 registers: the weights live in them
-        assert not any("(%rsp" in line for line in loops[0]), "registers are spilled"
-
-
-@needs_fma
-@pytest.mark.parametrize("name", ["rows4_term", "rows1", "rows1_term", "lanes6"])
-def test_the_other_tiles_are_vectorised_too(name):
-    from fastconv.jit import direct
-
-    u = direct.U
-    a, tile, b, offset = np.ones(256, "f4"), np.zeros(direct.SUMS, "f4"), np.ones(600, "f4"), np.zeros(6, np.uintp)
-    arguments = {"rows4_term": (tile, u(4), a, u(0), u(6), u(12), u(18), b, u(0)),
-                 "rows1": (tile, u(4), a, u(0), b, offset, u(0), u(0)), "rows1_term": (tile, u(4), a, u(0), b, u(0)),
-                 "lanes6": (tile, u(0), a, u(0), b, offset, u(0), u(0))}[name]
-    assert re.search(r"vfmadd\w+ps.*%[yz]mm", assembly(getattr(direct, name), *arguments))
+    most = max(inner_loops(text), key=lambda loop: sum(packed.match(line) is not None for line in loop))
+    assert sum(packed.match(line) is not None for line in most) == (24 if widest == "z" else 12)  # nothing unrolled
+    assert not any("(%rsp" in line and f"%{widest}mm" in line for line in most), "registers are spilled"
 
 
 @needs_fma

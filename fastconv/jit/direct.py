@@ -6,37 +6,18 @@ one flat array, shifted by kh*L + kw. With stride s the copy is split by phase, 
 modulo s. Backward data is the same product on the output gradient, once for each parity of the input pixels. Positions
 between two rows are no output pixels; they are computed and thrown away.
 
-The kernels are not the Cython ones, because Numba has no vectors to program with: everything rests on what LLVM's loop
-vectoriser makes of plain loops. It wants one contiguous inner loop, indices that can't wrap around, and not more than
-eight pairs of arrays that might overlap, which it tests when the loop is entered. So it is not the tile that stays in
-registers, as in C, but the weights:
+A tile of the result stays in registers while all terms are added to it (:mod:`fastconv.jit.tiles`):
 
-    tile[i][p] += sum over six t of a[i][t] * b[offset[t] + p]        four rows i, some hundred pixels p
+    tile[i][p] = sum over all terms t of a[i][t] * b[offset[t] + p]        six rows i, 64 pixels p
 
-For each vector of p that is 24 FMAs for 6 + 4 loads and 4 stores, the latter in first-level cache, with 24 weights in
-registers. What `rows4` compiles to (Numba 0.68 with LLVM 22, and 0.59 with LLVM 14, on AVX-512; from inspect_asm):
+Where the positions between rows are many and the copies cheap (small images), each column of taps has a copy of its own,
+which begins with the cells that it sees: then rows follow each other without anything between them. Results that no cache
+holds go past the caches where rows are whole lines; others are asked for while the sums of few terms are made.
 
-    .loop:  vmovups (b0,p,4), %zmm24             six of them, one vector of each b
-            vmovups (tile,p,4), %zmm26           four, one vector of each row
-            vfmadd231ps %zmm24, %zmm9, %zmm26    24, of registers only: 24 weights, 4 sums and 4 of b fill all 32
-            vmovups %zmm26, (tile,p,4)           four
-            addq $16, p; cmpq; jne .loop
-
-Three things make it that. The number of pixels is a multiple of 16 that LLVM can see (`steps * STEP`): otherwise a
-scalar loop for the rest keeps the 24 weights in registers a second time, the vectors of them go to the stack, and speed
-halves. It is no constant: LLVM unrolls 64 pixels fourfold, which runs at a third of the speed. And 4 x 6 weights are as
-many as fit. With AVX2's 16 registers the vectors are ymm, and an FMA reads its weights from the stack, at no cost.
-
-Backward weight is dw[k][r] = sum over p of dout[k][p] * flat[offset[r] + p]: a sum over what is contiguous, and that
-vectorises only where its order may change. There are two ways around it:
-
-- wide, for many filters: dout is turned, so that filters are contiguous, and the sum over pixels is `rows4` again with
-  filters in place of pixels: (R, P) @ (P, K) -> (R, K).
-- narrow, for few filters: `lanes6` keeps 64 partial sums for each element of dw, six elements and four zmm
-  of each in a visit (12 FMAs, 20 loads, 6 stores a vector), and folds them once, at the end.
-
-Positions between the rows of dout hold zeros in both; so does the padding of the flat copy of dout in backward data.
-Zero times infinity is NaN: where a pixel (for dw) or a weight (for dx) is not finite, the caller goes another way.
+Backward weight is dw[k][r] = sum over p of dout[k][p] * flat[offset[r] + p], a sum over what is contiguous: each sum of a
+tile of filters and taps is a vector of partial sums, which are folded once for each chunk of pixels. Positions between the
+rows of dout hold zeros; so does the padding of the flat copy of dout in backward data. Zero times infinity is NaN: where a
+pixel (for dw) or a weight (for dx) is not finite, the caller goes another way.
 
 Sums are cut into chunks of REDUCTION terms, whose results are added up: a blocked sum (Higham, Accuracy and Stability
 of Numerical Algorithms, 2nd ed., section 4.2). Workers take (images, group, band, block of filters), in backward weight
@@ -62,27 +43,39 @@ import numpy as np
 from .. import memory
 from ..geometry import Conv2dGeometry
 from . import depthwise
-from .common import U, copy, copy_row_pairs, inside, zero
-from .options import Kernel, flat, part, prange, usable_workers
-from .vectors import lane, lanes_of, load, load_where, plus, splat
+from .common import U, inside, zero
+from .im2col import STREAM_BYTES, tap_rows
+from .options import Kernel, flat, inlined, part, prange, usable_workers
+from .tiles import PITCH, ROWS, VECTORS, correlate_tile, inner_tile
+from .vectors import (
+    LINE_BYTES,
+    ask,
+    beyond_line,
+    fence,
+    lane,
+    lanes_of,
+    load,
+    load_where,
+    plus,
+    relu_of,
+    rolled,
+    splat,
+    store,
+    store_first,
+    stream,
+)
 
-ROWS, TAPS = 4, 6    # of the block of weights that stays in registers
-COLUMNS = 512        # the most columns of a tile
-PITCH = 528          # from one of its rows to the next: a power of two would make them share cache sets
-STEP = 16            # columns are rounded up to multiples of this: the longest vector there is
-REDUCTION = 240      # terms of a chunk of a sum, a multiple of TAPS
-LANES = 64           # partial sums of one element of dw in the narrow kernel,
-SEGMENTS = 2         # pixels that are added to each of them in one visit
+LINES = 4            # of cache in a row of a tile
+WIDE = 3             # lines of cache of a row that is copied in the order of memory
+REDUCTION = 240      # terms of a chunk of a sum
 BAND_BYTES = 393216  # of a band's flat copy: with the weights that stream past, it fits an L2 of 1 MB
-NARROW_FILTERS = 24  # backward weight is narrow for fewer filters than this,
-NARROW_BYTES = 2**20 # if its partial sums fit
+MANY_TERMS = 128     # so many take so much longer than the memory that they go to that it is not asked for before
+SHARED = 512         # positions that images are put together for
+CHUNK_BYTES = 4096   # of a row of dout in backward weight, whose sums stay in registers
 CHUNK = 1024         # cells of dout that are added up in the lanes of a vector
-
-# Where things lie in a worker's tile array: the tile, the sum of its chunks, the narrow kernel's partial sums.
-TILE, TOTAL, SUMS = 0, ROWS * PITCH, 2 * ROWS * PITCH
-
-_TOTAL, _PITCH, _STEP, _TAPS, _LANES, _REDUCTION = U(TOTAL), U(PITCH), U(STEP), U(TAPS), U(LANES), U(REDUCTION)
-_0, _1, _2, _3, _4, _5 = U(0), U(1), U(2), U(3), U(4), U(5)
+# Each column of taps has a copy of its own, of nothing but output pixels, where so many times the positions between two
+# rows are a row, and the copies of an image are no larger.
+UNROLLED_PART, UNROLLED_BYTES = 8, 196608
 
 JOB = np.dtype([(name, np.int64) for name in (
     "items", "batch", "groups",
@@ -97,7 +90,8 @@ JOB = np.dtype([(name, np.int64) for name in (
     "base_j",                            # column of the output of the flat copy's first column
     "out_h", "out_w", "blocks", "group_weights",
     "cells",                             # of the flat copy
-    "pitch",                             # of the rows of the turned dout; length of the flat copy of dout
+    "channels",                          # of one flat copy in backward weight,
+    "chunk", "pitch",                    # positions of a chunk of an image's dout; what rows of them are apart
     "tile", "flat", "side",              # elements of a worker's three pieces of scratch
 )])
 
@@ -107,213 +101,171 @@ TAP_CLASS = np.dtype([(name, np.int64) for name in (
 
 
 # --- tiles ------------------------------------------------------------------------------------------------------------
-# The tile and what it reads are always different arrays: LLVM tests whether two arrays overlap, not two parts of one.
 
-@part
-def rows4(tile, steps, a, a0, a1, a2, a3, b, offset, first, shift):
-    """tile[i, p] += sum over six terms t of a[ai + t] * b[offset[first + t] + shift + p], for four rows i."""
-    a00, a01, a02, a03, a04, a05 = a[a0], a[a0 + _1], a[a0 + _2], a[a0 + _3], a[a0 + _4], a[a0 + _5]
-    a10, a11, a12, a13, a14, a15 = a[a1], a[a1 + _1], a[a1 + _2], a[a1 + _3], a[a1 + _4], a[a1 + _5]
-    a20, a21, a22, a23, a24, a25 = a[a2], a[a2 + _1], a[a2 + _2], a[a2 + _3], a[a2 + _4], a[a2 + _5]
-    a30, a31, a32, a33, a34, a35 = a[a3], a[a3 + _1], a[a3 + _2], a[a3 + _3], a[a3 + _4], a[a3 + _5]
-    b0, b1, b2 = offset[first] + shift, offset[first + _1] + shift, offset[first + _2] + shift
-    b3, b4, b5 = offset[first + _3] + shift, offset[first + _4] + shift, offset[first + _5] + shift
-    row1, row2, row3 = _PITCH, _PITCH * _2, _PITCH * _3
-    for p in range(steps * _STEP):
-        v0, v1, v2, v3, v4, v5 = b[b0 + p], b[b1 + p], b[b2 + p], b[b3 + p], b[b4 + p], b[b5 + p]
-        s0, s1, s2, s3 = tile[p], tile[row1 + p], tile[row2 + p], tile[row3 + p]
-        s0, s1, s2, s3 = s0 + a00 * v0, s1 + a10 * v0, s2 + a20 * v0, s3 + a30 * v0
-        s0, s1, s2, s3 = s0 + a01 * v1, s1 + a11 * v1, s2 + a21 * v1, s3 + a31 * v1
-        s0, s1, s2, s3 = s0 + a02 * v2, s1 + a12 * v2, s2 + a22 * v2, s3 + a32 * v2
-        s0, s1, s2, s3 = s0 + a03 * v3, s1 + a13 * v3, s2 + a23 * v3, s3 + a33 * v3
-        s0, s1, s2, s3 = s0 + a04 * v4, s1 + a14 * v4, s2 + a24 * v4, s3 + a34 * v4
-        s0, s1, s2, s3 = s0 + a05 * v5, s1 + a15 * v5, s2 + a25 * v5, s3 + a35 * v5
-        tile[p], tile[row1 + p], tile[row2 + p], tile[row3 + p] = s0, s1, s2, s3
+@inlined
+def multiply(tile, rows, vectors, a, first, step, b, offset, table, terms, shift):
+    """(rows, R) @ (R, columns): tile[i, p] = sum over all terms t of a[first + i*step + t] * b[offset[table + t] + shift + p].
 
-
-@part
-def rows4_term(tile, steps, a, a0, a1, a2, a3, b, at):
-    """The same for one term, of those that are left of sixes."""
-    w0, w1, w2, w3 = a[a0], a[a1], a[a2], a[a3]
-    row1, row2, row3 = _PITCH, _PITCH * _2, _PITCH * _3
-    for p in range(steps * _STEP):
-        v = b[at + p]
-        s0, s1, s2, s3 = tile[p], tile[row1 + p], tile[row2 + p], tile[row3 + p]
-        tile[p], tile[row1 + p], tile[row2 + p], tile[row3 + p] = s0 + w0 * v, s1 + w1 * v, s2 + w2 * v, s3 + w3 * v
-
-
-@part
-def rows1(tile, steps, a, a0, b, offset, first, shift):
-    """The same for one row: what is left of a block of rows, and depthwise convolution."""
-    w0, w1, w2, w3, w4, w5 = a[a0], a[a0 + _1], a[a0 + _2], a[a0 + _3], a[a0 + _4], a[a0 + _5]
-    b0, b1, b2 = offset[first] + shift, offset[first + _1] + shift, offset[first + _2] + shift
-    b3, b4, b5 = offset[first + _3] + shift, offset[first + _4] + shift, offset[first + _5] + shift
-    for p in range(steps * _STEP):
-        s = tile[p] + w0 * b[b0 + p]
-        s += w1 * b[b1 + p]
-        s += w2 * b[b2 + p]
-        s += w3 * b[b3 + p]
-        s += w4 * b[b4 + p]
-        tile[p] = s + w5 * b[b5 + p]
-
-
-@part
-def rows1_term(tile, steps, a, a0, b, at):
-    w = a[a0]
-    for p in range(steps * _STEP):
-        tile[p] += w * b[at + p]
-
-
-@part
-def clear(tile, at, rows, steps):
-    """The first 1 or 4 rows of the tile that starts at tile[at]."""
-    if rows == ROWS:
-        for p in range(at, at + steps * _STEP):
-            tile[p] = tile[p + _PITCH] = tile[p + _PITCH * _2] = tile[p + _PITCH * _3] = 0
-    else:
-        for p in range(at, at + steps * _STEP):
-            tile[p] = 0
-
-
-@part
-def multiply(tile, rows, steps, a, a0, a1, a2, a3, b, offset, table, terms, shift):
-    """(rows, R) @ (R, columns): c[i, p] = sum over all terms t of a[ai + t] * b[offset[table + t] + shift + p].
-
-    `rows` is 1 or 4. Returns where in `tile` c is.
+    At most ROWS rows, and LINES lines of cache of columns.
     """
-    clear(tile, _0, rows, steps)
-    in_chunks = terms > _REDUCTION
-    if in_chunks:
-        clear(tile, _TOTAL, rows, steps)
-    t = _0
-    while t < terms:
-        stop = min(t + _REDUCTION, terms)
-        if rows == ROWS:
-            while t + _TAPS <= stop:
-                rows4(tile, steps, a, a0 + t, a1 + t, a2 + t, a3 + t, b, offset, table + t, shift)
-                t += _TAPS
-            while t < stop:
-                rows4_term(tile, steps, a, a0 + t, a1 + t, a2 + t, a3 + t, b, offset[table + t] + shift)
-                t += _1
-        else:
-            while t + _TAPS <= stop:
-                rows1(tile, steps, a, a0 + t, b, offset, table + t, shift)
-                t += _TAPS
-            while t < stop:
-                rows1_term(tile, steps, a, a0 + t, b, offset[table + t] + shift)
-                t += _1
-        if in_chunks:
-            for i in range(rows):
-                row = U(i) * _PITCH
-                for p in range(row, row + steps * _STEP):
-                    tile[_TOTAL + p] += tile[p]
-            clear(tile, _0, rows, steps)
-    return TOTAL if in_chunks else TILE
-
-
-@part
-def lanes6(sums, at, d, begin, b, offset, first, shift):
-    """sums[at + 64*j + i] += sum over i and i + 64 of d[begin + i] * b[offset[first + j] + shift + i], for six j."""
-    b0, b1, b2 = offset[first] + shift, offset[first + _1] + shift, offset[first + _2] + shift
-    b3, b4, b5 = offset[first + _3] + shift, offset[first + _4] + shift, offset[first + _5] + shift
-    n = _LANES
-    for i in range(n):
-        d0, d1 = d[begin + i], d[begin + n + i]
-        s0, s1, s2 = sums[at + i], sums[at + n + i], sums[at + n * _2 + i]
-        s3, s4, s5 = sums[at + n * _3 + i], sums[at + n * _4 + i], sums[at + n * _5 + i]
-        s0, s1, s2 = s0 + d0 * b[b0 + i], s1 + d0 * b[b1 + i], s2 + d0 * b[b2 + i]
-        s3, s4, s5 = s3 + d0 * b[b3 + i], s4 + d0 * b[b4 + i], s5 + d0 * b[b5 + i]
-        s0, s1, s2 = s0 + d1 * b[b0 + n + i], s1 + d1 * b[b1 + n + i], s2 + d1 * b[b2 + n + i]
-        s3, s4, s5 = s3 + d1 * b[b3 + n + i], s4 + d1 * b[b4 + n + i], s5 + d1 * b[b5 + n + i]
-        sums[at + i], sums[at + n + i], sums[at + n * _2 + i] = s0, s1, s2
-        sums[at + n * _3 + i], sums[at + n * _4 + i], sums[at + n * _5 + i] = s3, s4, s5
+    lanes = lanes_of(tile)
+    for j in range(0, vectors, VECTORS):
+        number = min(vectors - j, VECTORS)
+        done = min(terms, REDUCTION)
+        correlate_tile(rows, number, tile, j * lanes, False, a, first, step, b, offset, table, done, shift + j * lanes)
+        while done < terms:
+            count = min(terms - done, REDUCTION)
+            correlate_tile(rows, number, tile, j * lanes, True, a, first + done, step, b, offset, table + done, count,
+                           shift + j * lanes)
+            done += count
 
 
 # --- the flat copy ----------------------------------------------------------------------------------------------------
+
+@inlined
+def copy_rows(source, at, down, ahead, rows, first, stop, to, line, length):
+    """`rows` rows of `length` cells, `down` cells apart in `source`, zeros outside of [first, stop), in the order of memory.
+
+    Meanwhile the row that lies `ahead` is asked for: planes are too far apart for the processor to see what comes.
+    """
+    lanes = lanes_of(to)
+    zeros = splat(to, to.dtype.type(0))
+    for _ in range(rows):
+        for q in range(0, length, lanes):
+            rolled()
+            ask(source, at + ahead + q)
+            if first <= q and q + lanes <= stop:
+                store(to, line + q, load(source, at + q))
+            else:
+                store(to, line + q, load_where(source, at + q, first - q, stop - q, zeros))
+        at += down
+        line += length
+
 
 @part
 def fill_flat(job, phases, to, source, at, image_step, images, channels, y0, rows):
     """Copy `rows` + halo rows of some channels of some images, from row y0 of positions on.
 
-    They go to (channel, phases, image). Channels of the first image start at source[at].
+    They go to (channel, phases, image), in the order of memory: vectors reach over the ends of rows. Channels of the first
+    image start at source[at]. Behind the cells of `to` there is a zero.
     """
-    height, width, step, length = job.height, job.width, job.step_w, job.length
-    slots_h, slots_w, slot_size = job.slots_h, job.slots_w, job.images * job.plane
-    pairs = step == 2 and slots_w == 2 and phases[slots_h + 1] == phases[slots_h] + 1
-    for b in range(1 if pairs else slots_w):
-        start = phases[slots_h + b] + job.base_w
-        first, stop = inside(width, start, step, length)
-        first_2, stop_2 = inside(width, start + 1, step, length)
-        for c in range(channels):
-            for a in range(slots_h):
-                slot = ((c * slots_h + a) * slots_w + b) * slot_size
+    height, width, length, halo, step = job.height, job.width, job.length, job.halo, job.step_w
+    slots_h, slots_w, zeros = job.slots_h, job.slots_w, to[job.cells:]
+    lines = rows + halo
+    for c in range(channels):
+        for a in range(slots_h):
+            row = y0 * job.step_h + phases[U(a)] + job.base_h
+            above, below = inside(height, row, job.step_h, lines)
+            for b in range(slots_w):
+                start = phases[U(slots_h + b)] + job.base_w
+                first, stop = inside(width, start, step, length)
                 for n in range(images):
-                    line = slot + n * job.plane
-                    row = y0 * job.step_h + phases[a] + job.base_h
-                    for _ in range(rows + job.halo):
-                        cells = at + n * image_step + (c * height + row) * width
-                        if not 0 <= row < height:
-                            zero(to, line, length)
-                            if pairs:
-                                zero(to, line + slot_size, length)
-                        elif pairs:
-                            copy_row_pairs(to, line, line + slot_size, length, source, cells + start, first, stop,
-                                           first_2, stop_2, 0)
-                        else:
-                            zero(to, line, first)
-                            copy(to, line + first, source, cells + start + first * step, step, stop - first)
-                            zero(to, line + stop, length - stop)
-                        line += length
-                        row += job.step_h
+                    line = (((c * slots_h + a) * slots_w + b) * job.images + n) * job.plane
+                    zero(to, line, above * length)
+                    if step == 1 and length >= WIDE * lanes_of(to):
+                        cells = at + n * image_step + (c * height + row + above * job.step_h) * width + start
+                        copy_rows(source, cells, job.step_h * width, height * width, below - above, first, stop, to,
+                                  line + above * length, length)
+                    elif above < below:
+                        tap_rows(source, at + n * image_step + (c * height + row + above * job.step_h) * width + start,
+                                 job.step_h * width, step, below - above, first, stop, to, line + above * length, length,
+                                 length, to.size, zeros)
+                    zero(to, line + below * length, (lines - below) * length)
 
 
 # --- forward and backward data ----------------------------------------------------------------------------------------
 
-@part
-def store_run(out, to, step, tile, at, count, bias, relu):
-    """out[to + x*step] = tile[at + x] + bias, with relu not below zero."""
-    t, s = U(to), U(at)
-    if step != 1:  # of backward data only, which has neither bias nor relu
+@inlined
+def store_run(out, to, step, tile, at, count, bias, relu, limit, bypass):
+    """out[to + x*step] = tile[at + x] + bias, with relu not below zero. What is from there to out[limit] may be overwritten."""
+    if bypass and step == 1 and count % lanes_of(out) == 0 and beyond_line(out, to) == 0:
+        for x in range(0, count, lanes_of(out)):
+            rolled()
+            value = plus(load(tile, at + x), bias)
+            stream(out, to + x, relu_of(value) if relu else value)
+    elif step == 1:
+        for x in range(0, count, lanes_of(out)):
+            rolled()
+            value = plus(load(tile, at + x), bias)
+            store_first(out, to + x, relu_of(value) if relu else value, count - x, limit)
+    else:  # of backward data only, which has neither bias nor relu
+        t, s = U(to), U(at)
         for x in range(U(count)):
             out[t + x * U(step)] = tile[s + x]
-    elif relu:
-        for x in range(U(count)):
-            v = tile[s + x] + bias
-            out[t + x] = 0 if v < 0 else v  # NaN is not below zero: it stays
-    else:
-        for x in range(U(count)):
-            out[t + x] = tile[s + x] + bias
 
 
 @part
-def store(job, tap, tile, at, rows, columns, p0, q0, q1, out, plane0, bias, bias0, relu):
-    """Positions [p0, p0 + columns) of `rows` planes, a tile at tile[at], to where they belong in `out`."""
+def store_tile(job, tap, tile, rows, columns, p0, q0, q1, out, plane0, bias, bias0, relu, bypass):
+    """Positions [p0, p0 + columns) of `rows` planes, which are in `tile`, to where they belong in `out`."""
     length, rows_of_image = job.length, job.plane // job.length
     out_plane, out_w = job.out_h * job.out_w, job.out_w
     image_step = job.groups * job.rows * out_plane
     first_w, last_w, step_w, start_w = tap.first_w, tap.last_w, tap.step_w, tap.start_w
     first_h, last_h = tap.first_h, min(tap.last_h, q1)
+    # rows of nothing but output pixels follow each other: they are one
+    one = last_w - first_w == length and length == out_w and tap.step_h == 1 and step_w == 1
     line = p0 // length
     n, y = line // rows_of_image, line % rows_of_image
     begin = line * length - job.base_j  # position of the line's column 0 of the output
     while begin + job.base_j < p0 + columns:
-        first, stop = max(p0 - begin, first_w), min(p0 + columns - begin, last_w)
-        if first < stop and first_h <= q0 + y < last_h:
-            to = plane0 * out_plane + n * image_step
-            to += ((q0 + y) * tap.step_h + tap.start_h) * out_w + first * step_w + start_w
-            run = at + begin + first - p0
+        here = first_h <= q0 + y < last_h
+        many = last_h - q0 - y if one and here else 1
+        first, stop = max(p0 - begin, first_w), min(p0 + columns - begin, last_w + (many - 1) * length)
+        if first < stop and here:
+            plane = plane0 * out_plane + n * image_step
+            to = plane + ((q0 + y) * tap.step_h + tap.start_h) * out_w + first * step_w + start_w
+            # in their plane and band rows are written in order, unless those between them are another class's
+            limit = plane + (last_h + tap.start_h) * out_w if tap.step_h == 1 else to + stop - first
+            run = first + begin - p0
             for i in range(rows):
-                store_run(out, to, step_w, tile, run, stop - first, bias[bias0 + i], relu)
+                store_run(out, to, step_w, tile, run, stop - first, splat(out, bias[U(bias0 + i)]), relu, limit, bypass)
                 to += out_plane
+                limit += out_plane
                 run += PITCH
-        begin += length
-        y += 1
-        if y == rows_of_image:
+        begin += many * length
+        y += many
+        if y >= rows_of_image:
             n, y = n + 1, 0
 
 
+@inlined
+def expect_tile(job, tap, rows, columns, p0, q0, out, plane0):
+    """Ask for where a tile goes, roughly: the sums of few terms take no longer than the memory takes to arrive."""
+    lanes = lanes_of(out)
+    line = p0 // job.length
+    y = line % (job.plane // job.length)
+    column = max(min(p0 - line * job.length + job.base_j, tap.last_w - 1), tap.first_w)
+    at = ((q0 + y) * tap.step_h + tap.start_h) * job.out_w + column * tap.step_w + tap.start_w
+    at += (plane0 + line // (job.plane // job.length) * job.groups * job.rows) * job.out_h * job.out_w
+    for _ in range(rows):
+        for x in range(0, columns * tap.step_w + lanes, lanes):
+            ask(out, at + x)
+        at += job.out_h * job.out_w
+
+
 @part
-def correlate_item(job, taps, phases, offset, item, source, weights, bias, relu, out, tile, b):
+def row_tiles(job, tap, r0, r1, p, end, q0, q1, offset, image, group, weights, bias, relu, out, tile, b, bypass):
+    """Planes [r0, r1) of a group at positions [p, end), in tiles of even size: small ones mostly load."""
+    lanes = lanes_of(tile)
+    tiles = (end - p + LINES * lanes - 1) // (LINES * lanes)
+    wide = ((end - p + tiles - 1) // tiles + lanes - 1) // lanes * lanes
+    high = (r1 - r0 + ROWS - 1) // ROWS
+    while p < end:
+        columns = min(wide, end - p)
+        for i in range(high):
+            r = r0 + (r1 - r0) * i // high
+            rows = r0 + (r1 - r0) * (i + 1) // high - r
+            plane = (image * job.groups + group) * job.rows + r
+            if tap.terms < MANY_TERMS and not bypass:
+                expect_tile(job, tap, rows, columns, p, q0, out, plane)
+            first = group * job.group_weights + tap.weights + r * tap.terms
+            multiply(tile, rows, (columns + lanes - 1) // lanes, weights, first, tap.terms, b, offset, tap.table, tap.terms, p)
+            store_tile(job, tap, tile, rows, columns, p, q0, q1, out, plane, bias, group * job.rows + r, relu, bypass)
+        p += columns
+
+
+@part
+def correlate_item(job, taps, phases, offset, item, source, weights, bias, relu, out, tile, b, bypass):
     """One (images, group, band, block of output planes)."""
     block, item = item % job.blocks, item // job.blocks
     band, item = item % job.bands, item // job.bands
@@ -324,10 +276,8 @@ def correlate_item(job, taps, phases, offset, item, source, weights, bias, relu,
     image_step = job.groups * job.sources * job.height * job.width
     fill_flat(job, phases, b, source, image * image_step + group * job.sources * job.height * job.width, image_step,
               images, job.sources, q0, q1 - q0)
-    # units: blocks of four planes, then single ones
-    fours = job.rows // ROWS
-    units = fours + job.rows % ROWS
-    u0, u1 = units * block // job.blocks, units * (block + 1) // job.blocks
+    r0, r1 = job.rows * block // job.blocks, job.rows * (block + 1) // job.blocks
+    lanes = lanes_of(tile)
     for t in range(taps.size):
         tap = taps[t]
         y0, y1 = max(q0, tap.first_h) - q0, min(q1, tap.last_h) - q0
@@ -335,30 +285,29 @@ def correlate_item(job, taps, phases, offset, item, source, weights, bias, relu,
             continue
         p = y0 * job.length + tap.first_w - job.base_j
         end = (images - 1) * job.plane + (y1 - 1) * job.length + tap.last_w - job.base_j
-        tiles = -((p - end) // COLUMNS)
-        wide = (-((p - end) // tiles) + STEP - 1) // STEP * STEP
+        # where lines of cache are written past the caches, tiles are within rows, so that these are theirs
+        alone = bypass and job.out_w % lanes == 0 and job.length > job.out_w >= LINES * lanes and tap.step_w == 1
         while p < end:
-            columns = min(wide, end - p)
-            for u in range(u0, u1):
-                m = min(u, fours) * ROWS + max(u - fours, 0)
-                rows = ROWS if u < fours else 1
-                a, n = U(group * job.group_weights + tap.weights + m * tap.terms), U(tap.terms)
-                at = multiply(tile, rows, U((columns + STEP - 1) // STEP), weights, a, a + n, a + n * _2, a + n * _3, b,
-                              offset, U(tap.table), n, U(p))
-                store(job, tap, tile, at, rows, columns, p, q0, q1, out, (image * job.groups + group) * job.rows + m,
-                      bias, group * job.rows + m, relu)
-            p += columns
+            until = end
+            if alone:
+                until = (p + job.base_j) // job.length * job.length + tap.last_w - job.base_j
+            row_tiles(job, tap, r0, r1, p, until, q0, q1, offset, image, group, weights, bias, relu, out, tile, b, bypass)
+            p = until
+            if alone:
+                p += job.length - (tap.last_w - tap.first_w)
 
 
 @Kernel
-def correlate(workers, jobs, taps, phases, offset, source, weights, bias, relu, out, tiles, flats):
+def correlate(workers, jobs, taps, phases, offset, source, weights, bias, relu, out, tiles, flats, bypass):
     for worker in prange(workers):
         job = jobs[0]  # in here: Numba can't hand a record over to the threads
         tile = tiles[worker * job.tile:(worker + 1) * job.tile]
         b = flats[worker * job.flat:(worker + 1) * job.flat]
         zero(b, job.cells, job.flat - job.cells)
         for item in range(job.items * worker // workers, job.items * (worker + 1) // workers):
-            correlate_item(job, taps, phases, offset, item, source, weights, bias, relu, out, tile, b)
+            correlate_item(job, taps, phases, offset, item, source, weights, bias, relu, out, tile, b, bypass)
+        if bypass:
+            fence()
 
 
 @Kernel
@@ -388,133 +337,72 @@ def turn_weights(workers, jobs, taps, class_of_tap, weights, to):
                             for i in range(U(size)):
                                 if class_of_tap[i] == t:
                                     to[at] = weights[filter_ + i]
-                                    at += _1
+                                    at += U(1)
 
 
 # --- backward weight --------------------------------------------------------------------------------------------------
 
 @part
-def turn_dout(job, to, dout, plane0, y0, p0, positions):
-    """Positions [p0, p0 + positions) of dout as rows of `job.rows` planes each, zeros for those between its rows."""
-    length, out_w, out_plane, pitch = job.length, job.out_w, job.out_h * job.out_w, job.pitch
-    line = p0 // length
-    p = p0
-    while p < p0 + positions:
-        first = p - line * length
-        stop = min(p0 + positions - line * length, length)
-        cells = max(min(stop, out_w) - first, 0)
-        at = (p - p0) * pitch
-        for k in range(job.rows):
-            cell = U(at + k)
-            row = U((plane0 + k) * out_plane + (y0 + line) * out_w + first)
-            for x in range(U(cells)):
-                to[cell] = dout[row + x]
-                cell += U(pitch)
-        zero(to, at + cells * pitch, (stop - first - cells) * pitch)
-        p += stop - first
-        line += 1
+def copy_dout(job, to, at, dout, row, p0, positions, rows):
+    """Positions [p0, p0 + positions) of an image's rows of dout, which begin at dout[row], and zeros for those between them."""
+    length, out_w, lanes = job.length, job.out_w, lanes_of(to)
+    zeros = splat(to, to.dtype.type(0))
+    if length > out_w:
+        for q in range(0, positions, lanes):
+            store(to, at + q, zeros)
+    line = 0 if length == out_w else p0 // length
+    while line * length < p0 + positions:
+        first = max(p0 - line * length, 0)
+        stop = min(p0 + positions - line * length, out_w if length > out_w else rows * out_w)
+        cell, o = row + line * out_w + first, at + line * length + first - p0
+        for q in range(0, stop - first, lanes):
+            store(to, o + q, load_where(dout, cell + q, 0, stop - first - q, zeros))
+        line += 1 if length > out_w else rows
 
 
 @part
-def wide_item(job, phases, offset, table, item, x, dout, dw, tile, b, side):
-    """Some rows of dw.T of one group over all pixels, in order: (R, P) @ (P, K) -> (R, K), P at most REDUCTION."""
-    block, group = item % job.blocks, item // job.blocks
-    terms = job.sources * job.taps
-    fours = terms // ROWS
-    units = fours + terms % ROWS
-    u0, u1 = units * block // job.blocks, units * (block + 1) // job.blocks
-    r0, r1 = min(u0, fours) * ROWS + max(u0 - fours, 0), min(u1, fours) * ROWS + max(u1 - fours, 0)
-    c0, c1 = r0 // job.taps, (r1 + job.taps - 1) // job.taps
-    # where the flat copy starts for `offset`, which counts from the group's first channel
-    origin = -c0 * job.slots_h * job.slots_w * job.plane
-    sums = REDUCTION * job.pitch  # behind the turned dout
-    zero(side, 0, sums + (r1 - r0) * job.pitch)
-    in_plane = job.height * job.width
-    for image in range(job.batch):
-        planes = image * job.groups + group
-        for band in range(job.bands):
-            y0 = band * job.band
-            rows = min(job.band, job.last - y0)
-            fill_flat(job, phases, b, x, (planes * job.sources + c0) * in_plane, 0, 1, c1 - c0, y0, rows)
-            end = (rows - 1) * job.length + job.out_w
-            for p in range(0, end, REDUCTION):
-                positions = min(REDUCTION, end - p)
-                turn_dout(job, side, dout, planes * job.rows, y0, p, positions)
-                shift = U(origin + p)
-                for u in range(u0, u1):
-                    r = min(u, fours) * ROWS + max(u - fours, 0)
-                    height = ROWS if u < fours else 1
-                    a0, a1 = offset[U(r)] + shift, offset[U(min(r + 1, terms - 1))] + shift
-                    a2, a3 = offset[U(min(r + 2, terms - 1))] + shift, offset[U(min(r + 3, terms - 1))] + shift
-                    for k in range(0, job.rows, COLUMNS):
-                        columns = min(COLUMNS, job.rows - k)
-                        at = multiply(tile, height, U((columns + STEP - 1) // STEP), b, a0, a1, a2, a3, side, table, _0,
-                                      U(positions), U(k))
-                        for i in range(height):
-                            add, to = U(at + i * PITCH), U(sums + (r - r0 + i) * job.pitch + k)
-                            for j in range(U(columns)):
-                                side[to + j] += tile[add + j]
-    for k in range(job.rows):
-        to, at = U((group * job.rows + k) * terms + r0), U(sums + k)
-        for r in range(U(r1 - r0)):
-            dw[to + r] = side[at]
-            at += U(job.pitch)
-
-
-@part
-def narrow_item(job, phases, offset, item, x, dout, dw, sums, b, d):
-    """dw of some filters of one group over all pixels, in order, in LANES partial sums for each element."""
+def weight_item(job, phases, offset, item, x, dout, dw, b, d):
+    """dw of some filters of one group over all pixels, in order: for each chunk of pixels (K, P) @ (P, R) -> (K, R)."""
     block, group = item % job.blocks, item // job.blocks
     k0, k1 = job.rows * block // job.blocks, job.rows * (block + 1) // job.blocks
-    terms = job.sources * job.taps
-    padded = (terms + TAPS - 1) // TAPS * TAPS
-    zero(sums, SUMS, (k1 - k0) * padded * LANES)
+    terms, lanes = job.sources * job.taps, lanes_of(d)
     in_plane, out_plane, out_w = job.height * job.width, job.out_h * job.out_w, job.out_w
-    for image in range(0, job.batch, job.images):
-        images = min(job.images, job.batch - image)
-        for band in range(job.bands):
-            y0 = band * job.band
-            rows = min(job.band, job.last - y0)
-            fill_flat(job, phases, b, x, (image * job.groups + group) * job.sources * in_plane,
-                      job.groups * job.sources * in_plane, images, job.sources, y0, rows)
-            end = (images - 1) * job.plane + (rows - 1) * job.length + out_w
-            for k in range(k0, k1):
-                zero(d, 0, job.pitch)
-                for n in range(images):
-                    row = (((image + n) * job.groups + group) * job.rows + k) * out_plane + y0 * out_w
-                    to = n * job.plane
-                    for _ in range(rows):
-                        copy(d, to, dout, row, 1, out_w)
-                        to += job.length
-                        row += out_w
-                for r in range(0, terms, TAPS):
-                    at = SUMS + ((k - k0) * padded + r) * LANES
-                    for p in range(0, end, SEGMENTS * LANES):
-                        lanes6(sums, U(at), d, U(p), b, offset, U(r), U(p))
-    for k in range(k0, k1):
-        for r in range(terms):
-            at = U(SUMS + ((k - k0) * padded + r) * LANES)
-            half = _LANES // _2
-            while half > _0:  # halves are folded onto each other: in a fixed order, and as vectors
-                for i in range(half):
-                    sums[at + i] += sums[at + half + i]
-                half //= _2
-            dw[(group * job.rows + k) * terms + r] = sums[at]
+    zero(dw, (group * job.rows + k0) * terms, (k1 - k0) * terms)
+    high = (k1 - k0 + ROWS - 1) // ROWS
+    for c0 in range(0, job.sources, job.channels):
+        channels = min(job.channels, job.sources - c0)
+        for image in range(0, job.batch, job.images):
+            images = min(job.images, job.batch - image)
+            for band in range(job.bands):
+                y0 = band * job.band
+                rows = min(job.band, job.last - y0)
+                fill_flat(job, phases, b, x, ((image * job.groups + group) * job.sources + c0) * in_plane,
+                          job.groups * job.sources * in_plane, images, channels, y0, rows)
+                end = (rows - 1) * job.length + out_w
+                for m in range(high):
+                    k = k0 + (k1 - k0) * m // high
+                    height, plane = k0 + (k1 - k0) * (m + 1) // high - k, group * job.rows + k
+                    for p in range(0, end, job.chunk):
+                        positions = min(job.chunk, end - p)
+                        for i in range(height):
+                            for n in range(images):
+                                row = ((image + n) * job.groups * job.rows + plane + i) * out_plane + y0 * out_w
+                                copy_dout(job, d, i * job.pitch + n * job.chunk, dout, row, p, positions, rows)
+                        for r in range(0, channels * job.taps, VECTORS):
+                            inner_tile(height, dw, plane * terms + c0 * job.taps + r, terms,
+                                       min(channels * job.taps - r, VECTORS), d, job.pitch, job.chunk, b, offset, r, job.plane,
+                                       (positions + lanes - 1) // lanes, images, p)
 
 
 @Kernel
-def weight_gradient(workers, jobs, phases, offset, table, narrow, x, dout, dw, tiles, flats, sides):
+def weight_gradient(workers, jobs, phases, offset, x, dout, dw, flats, sides):
     for worker in prange(workers):
         job = jobs[0]
-        tile = tiles[worker * job.tile:(worker + 1) * job.tile]
         b = flats[worker * job.flat:(worker + 1) * job.flat]
         side = sides[worker * job.side:(worker + 1) * job.side]
         zero(b, job.cells, job.flat - job.cells)
         for item in range(job.items * worker // workers, job.items * (worker + 1) // workers):
-            if narrow:
-                narrow_item(job, phases, offset, item, x, dout, dw, tile, b, side)
-            else:
-                wide_item(job, phases, offset, table, item, x, dout, dw, tile, b, side)
+            weight_item(job, phases, offset, item, x, dout, dw, b, side)
 
 
 @Kernel
@@ -608,19 +496,23 @@ class Plan:
         job["plane"] = (job["band"] + job["halo"]) * job["length"]
 
     def _set_images(self) -> None:
-        """Several images in one flat copy, where one fills less than half a tile."""
+        """Several images in one flat copy where they fill tiles better, or as well: rows between them are computed, too."""
         job = self.job
-        if job["bands"] == 1:
-            fit = BAND_BYTES // (job["sources"] * job["slots_h"] * job["slots_w"] * job["plane"] * self.itemsize)
-            images = max(min(COLUMNS // job["plane"], fit, job["batch"]), 1)
-            job["images"] = _ceil_div(max(job["batch"], 1), _ceil_div(max(job["batch"], 1), images))
+        if job["bands"] > 1:
+            return
+        lanes, batch = LINE_BYTES // self.itemsize, max(job["batch"], 1)
+        fit = BAND_BYTES // (job["sources"] * job["slots_h"] * job["slots_w"] * job["plane"] * self.itemsize)
+        most = max(min(SHARED // job["plane"], fit, batch), 1)
+        last = (job["last"] - job["first"]) * job["length"]
+        lines = {images: _ceil_div((images - 1) * job["plane"] + last, lanes) / images for images in range(1, most + 1)}
+        images = max(images for images in lines if lines[images] <= 1.03 * min(lines.values()))
+        job["images"] = _ceil_div(batch, _ceil_div(batch, images))
 
-    def _set_flat(self) -> None:
+    def _set_flat(self, channels: int) -> None:
         job = self.job
-        job["cells"] = job["sources"] * job["slots_h"] * job["slots_w"] * job["images"] * job["plane"]
-        # A tile's last columns are rounded up, and the narrow kernel's segments.
-        job["flat"] = _round_up(job["cells"] + SEGMENTS * LANES, 16)
-        job["tile"] = SUMS
+        job["cells"] = channels * job["slots_h"] * job["slots_w"] * job["images"] * job["plane"]
+        job["flat"] = _round_up(job["cells"] + LINE_BYTES // self.itemsize, 16)  # lines that are read reach over the end
+        job["tile"] = (ROWS + 1) * PITCH
 
     def _with_workers(self, workers: int) -> tuple[dict[str, int], int]:
         """The job for so many workers, and how many of them have something to do."""
@@ -657,6 +549,11 @@ def _phases(kernel: int, gap: int, step: int) -> tuple[list[int], list[int]]:
     return [k * gap % step for k in range(count)], [k % count for k in range(kernel)]
 
 
+def _worth_unrolling(cells: int, width: int, between: int, itemsize: int) -> bool:
+    """Do `between` more copies of so many cells cost less than as many positions between rows of `width`?"""
+    return UNROLLED_PART * between >= width and (between + 1) * cells * itemsize <= UNROLLED_BYTES
+
+
 def _phase_count(kernel: int, gap: int, step: int) -> int:
     return min(kernel, step // math.gcd(gap, step))  # residues of k*gap repeat after step / gcd(gap, step) taps
 
@@ -675,17 +572,22 @@ class _ForwardLayout(Plan):
             length=geometry.out_size[1] + (kw - 1) * dw // sw, halo=(kh - 1) * dh // sh, first=0,
             last=geometry.out_size[0], out_h=geometry.out_size[0], out_w=geometry.out_size[1],
             group_weights=math.prod(geometry.weight_shape) // geometry.groups)
+        job = self.job
+        self.unrolled = kw > 1 and sw == 1 and _worth_unrolling(
+            job["sources"] * job["slots_h"] * (job["last"] + job["halo"]) * job["out_w"], job["out_w"], (kw - 1) * dw, itemsize)
+        if self.unrolled:
+            job["slots_w"], job["length"] = kw, job["out_w"]
         self._set_bands()
 
-    def _offsets(self) -> tuple[np.ndarray, np.ndarray]:
+    def _offsets(self, channels: int) -> tuple[np.ndarray, np.ndarray]:
         """The phases, and for each (channel, kh, kw) how far it is from the flat copy's first cell."""
         (kh, kw), (sh, sw), (dh, dw) = self.geometry.kernel, self.geometry.stride, self.geometry.dilation
         job = self.job
         phase_h, slot_h = _phases(kh, dh, sh)
-        phase_w, slot_w = _phases(kw, dw, sw)
-        c = np.arange(job["sources"])[:, None, None]
+        phase_w, slot_w = ([k * dw for k in range(kw)], list(range(kw))) if self.unrolled else _phases(kw, dw, sw)
+        c = np.arange(channels)[:, None, None]
         slot = (c * job["slots_h"] + np.array(slot_h)[:, None]) * job["slots_w"] + np.array(slot_w)
-        shift = (np.arange(kh) * dh // sh * job["length"])[:, None] + np.arange(kw) * dw // sw
+        shift = (np.arange(kh) * dh // sh * job["length"])[:, None] + (0 if self.unrolled else np.arange(kw) * dw // sw)
         return np.array(phase_h + phase_w), (slot * (job["images"] * job["plane"]) + shift).reshape(-1)
 
 
@@ -693,7 +595,7 @@ class ForwardPlan(_ForwardLayout):
     def __init__(self, geometry: Conv2dGeometry, itemsize: int) -> None:
         super().__init__(geometry, itemsize)
         self._set_images()
-        self._set_flat()
+        self._set_flat(self.job["sources"])
 
     def _with_workers(self, workers: int) -> tuple[dict[str, int], int]:
         return _correlation_workers(self, workers)
@@ -701,7 +603,7 @@ class ForwardPlan(_ForwardLayout):
     @cached_property
     def tables(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Tap classes (one), phases, offsets."""
-        phases, offset = self._offsets()
+        phases, offset = self._offsets(self.job["sources"])
         taps = np.zeros(1, TAP_CLASS)
         taps["terms"], taps["step_h"], taps["step_w"] = offset.size, 1, 1
         taps["last_h"], taps["last_w"] = self.geometry.out_size
@@ -711,7 +613,7 @@ class ForwardPlan(_ForwardLayout):
 def _correlation_workers(plan: Plan, workers: int) -> tuple[dict[str, int], int]:
     job = dict(plan.job)
     items = _ceil_div(job["batch"], job["images"]) * job["groups"] * job["bands"]
-    workers = plan._split(job, items, job["rows"] // ROWS + job["rows"] % ROWS, workers)
+    workers = plan._split(job, items, _ceil_div(job["rows"], ROWS), workers)
     return job, workers
 
 
@@ -732,9 +634,15 @@ class DataPlan(Plan):
             base_w=base_j - far_w, base_j=base_j, slots_h=1, slots_w=1, halo=far_h,
             length=(width - 1 + left) // sw + 1 - base_j + far_w, first=top // sh, last=(height - 1 + top) // sh + 1,
             out_h=height, out_w=width, group_weights=math.prod(geometry.weight_shape) // geometry.groups)
+        job = self.job
+        width = job["length"] - far_w
+        self.unrolled = far_w > 0 and _worth_unrolling(
+            job["sources"] * (job["last"] - job["first"] + far_h) * width, width, far_w, itemsize)
+        if self.unrolled:
+            job["slots_w"], job["length"] = far_w + 1, width
         self._set_bands()
         self._set_images()
-        self._set_flat()
+        self._set_flat(self.job["sources"])
         self.shared = _round_up(math.prod(geometry.weight_shape), 16)
 
     def _with_workers(self, workers: int) -> tuple[dict[str, int], int]:
@@ -745,17 +653,18 @@ class DataPlan(Plan):
         """Tap classes, phases, offsets."""
         job = self.job
         classes, tables, table, weights = [], [], 0, 0
-        plane = np.arange(job["sources"])[:, None, None] * (job["images"] * job["plane"])
+        slot = job["images"] * job["plane"]
+        plane = np.arange(job["sources"])[:, None, None] * (job["slots_w"] * slot)
         for (of_h, taps_h), (of_w, taps_w) in self._tap_classes():
             shift_h, shift_w = (self.far[axis] - taps * self.geometry.dilation[axis] // self.geometry.stride[axis]
                                 for axis, taps in enumerate((taps_h, taps_w)))
-            tables.append((plane + shift_h[:, None] * job["length"] + shift_w).reshape(-1))
+            tables.append((plane + shift_h[:, None] * job["length"] + shift_w * (slot if self.unrolled else 1)).reshape(-1))
             terms = tables[-1].size
             classes.append((terms, weights, table, *of_h, *of_w))
             table += terms
             weights += job["rows"] * terms
         offset = np.concatenate(tables)
-        return np.array(classes, TAP_CLASS), np.zeros(2, np.int64), offset.astype(np.uintp)
+        return np.array(classes, TAP_CLASS), np.arange(-1, self.far[1] + 1).clip(0), offset.astype(np.uintp)
 
     @cached_property
     def class_of_tap(self) -> np.ndarray:
@@ -782,42 +691,38 @@ class DataPlan(Plan):
 
 
 class WeightPlan(_ForwardLayout):
-    """Backward weight, wide or narrow."""
+    """Backward weight."""
 
     def __init__(self, geometry: Conv2dGeometry, itemsize: int) -> None:
         super().__init__(geometry, itemsize)
-        job = self.job
-        self.terms = job["sources"] * job["taps"]
-        self.padded_terms = _round_up(self.terms, TAPS)
-        self.narrow = (job["rows"] < NARROW_FILTERS
-                       and job["rows"] * self.padded_terms * LANES * itemsize <= NARROW_BYTES)
-        if self.narrow:
-            self._set_images()
-            cells = (job["images"] - 1) * job["plane"] + (job["band"] - 1) * job["length"] + job["out_w"]
-            job["pitch"] = _round_up(cells, SEGMENTS * LANES)
-        else:
-            job["pitch"] = _round_up(job["rows"], STEP) + STEP  # a line more: filters are often a power of two
-        self._set_flat()
+        job, line = self.job, LINE_BYTES // itemsize
+        wanted, slots = CHUNK_BYTES // itemsize, job["slots_h"] * job["slots_w"]
+        # a chunk of pixels, and as many channels as fit: sums of few pixels take longer to store than to add up
+        rows = max(min(job["last"], wanted // job["length"]), 1)
+        job["bands"] = _ceil_div(job["last"], rows)
+        job["band"] = _ceil_div(job["last"], job["bands"])
+        job["plane"] = (job["band"] + job["halo"]) * job["length"]
+        job["chunk"] = min(_round_up((job["band"] - 1) * job["length"] + job["out_w"], line), wanted)
+        if job["bands"] == 1:
+            job["images"] = max(min(wanted // job["chunk"], job["batch"]), 1)
+        job["pitch"] = job["images"] * job["chunk"]
+        most = BAND_BYTES // max(slots * job["images"] * job["plane"] * itemsize, 1)
+        job["channels"] = max(min(most, job["sources"]), 1)
+        job["channels"] = _ceil_div(job["sources"], _ceil_div(job["sources"], job["channels"]))
+        self._set_flat(job["channels"])
+        job["tile"] = 0
 
     def _with_workers(self, workers: int) -> tuple[dict[str, int], int]:
         job = dict(self.job)
-        if self.narrow:
-            workers = self._split(job, job["groups"], job["rows"], workers)
-            job["tile"] += _ceil_div(job["rows"], job["blocks"]) * self.padded_terms * LANES
-            job["side"] = job["pitch"]
-        else:
-            units = self.terms // ROWS + self.terms % ROWS
-            workers = self._split(job, job["groups"], units, workers)
-            job["side"] = (REDUCTION + min(_ceil_div(units, job["blocks"]) * ROWS, self.terms)) * job["pitch"]
+        workers = self._split(job, job["groups"], job["rows"], workers)
+        job["side"] = ROWS * job["pitch"] + LINE_BYTES // self.itemsize
         return job, workers
 
     @cached_property
-    def tables(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Phases, offsets (of whole sixes), and where the rows of the turned dout start."""
-        phases, offset = self._offsets()
-        offset = np.concatenate([offset, np.repeat(offset[:1], self.padded_terms - self.terms)])
-        rows = np.arange(REDUCTION) * self.job["pitch"]
-        return phases, offset.astype(np.uintp), rows.astype(np.uintp)
+    def tables(self) -> tuple[np.ndarray, np.ndarray]:
+        """Phases, and offsets of as many channels as are in a flat copy, a tile's columns more."""
+        phases, offset = self._offsets(self.job["channels"])
+        return phases, np.concatenate([offset, np.repeat(offset[:1], VECTORS)]).astype(np.uintp)
 
 
 _PLANS = {"forward": ForwardPlan, "backward_data": DataPlan, "backward_weight": WeightPlan}
@@ -856,7 +761,8 @@ def forward(x: np.ndarray, weight: np.ndarray, bias: np.ndarray | None, relu: bo
     workers, job, nbytes, _ = ready = this.ready(threads)
     scratch = ready.pieces(memory.scratch(nbytes), x.dtype)
     bias = _zeros(geometry.out_channels, x.dtype) if bias is None else flat(bias)
-    correlate(workers, job, *this.tables, flat(x), flat(weight), bias, relu, flat(out), scratch[1], scratch[2])
+    correlate(workers, job, *this.tables, flat(x), flat(weight), bias, relu, flat(out), scratch[1], scratch[2],
+              out.nbytes >= STREAM_BYTES)
 
 
 class SmallForward:
@@ -889,7 +795,7 @@ class SmallForward:
             return out
         scratch = memory.scratch(self.nbytes)
         correlate(1, self.job, *self.tables, x.reshape(-1), weight.reshape(-1), bias, self.relu, out.reshape(-1),
-                  scratch[:self.tile_bytes].view(dtype), scratch[self.tile_bytes:self.nbytes].view(dtype))
+                  scratch[:self.tile_bytes].view(dtype), scratch[self.tile_bytes:self.nbytes].view(dtype), False)
         return out
 
 
@@ -904,7 +810,7 @@ class SmallBackward:
         self.weight_planes = depthwise.job("backward_weight", geometry, dtype.itemsize)
         data, weight = plan("backward_data", geometry, dtype.itemsize), plan("backward_weight", geometry, dtype.itemsize)
         self.data_job, self.weight_job = data.ready(1).job, weight.ready(1).job
-        self.data_tables, self.weight_tables = data.tables, (*weight.tables, weight.narrow)
+        self.data_tables, self.weight_tables = data.tables, weight.tables
         self.class_of_tap, self.turned = data.class_of_tap, data.shared
         # (tile, flat, side): so small that they are made faster than cut from the scratch, which Python may run between
         self.data_scratch, self.weight_scratch = (tuple(int(job[name][0]) for name in ("tile", "flat", "side"))
@@ -943,16 +849,15 @@ class SmallBackward:
         turned = np.empty(self.turned, dtype)
         turn_weights(1, self.data_job, taps, self.class_of_tap, weight, turned)
         correlate(1, self.data_job, taps, phases, offset, dout, turned, self.no_bias, False, dx, np.empty(tile, dtype),
-                  np.empty(flat_, dtype))
+                  np.empty(flat_, dtype), False)
         return True
 
     def _filters(self, dout: np.ndarray, x: np.ndarray, dw: np.ndarray) -> bool:
         if self.weight_planes is not None:
             depthwise.backward_weight(1, self.weight_planes, x, dout, dw)
         else:
-            dtype, (tile, flat_, side) = self.dtype, self.weight_scratch
-            weight_gradient(1, self.weight_job, *self.weight_tables, x, dout, dw, np.empty(tile, dtype), np.empty(flat_, dtype),
-                            np.empty(side, dtype))
+            dtype, (_, flat_, side) = self.dtype, self.weight_scratch
+            weight_gradient(1, self.weight_job, *self.weight_tables, x, dout, dw, np.empty(flat_, dtype), np.empty(side, dtype))
         return bool(finite(1, dw))
 
 
@@ -978,7 +883,7 @@ def backward_data(dout: np.ndarray, weight: np.ndarray, geometry: Conv2dGeometry
         scratch = ready.pieces(buffer, dout.dtype)
         turn_weights(workers if filters.size > 65536 else 1, job, taps, this.class_of_tap, filters, scratch[0])
         correlate(workers, job, taps, phases, offset, flat(dout), scratch[0], _zeros(geometry.channels, dout.dtype), False,
-                  flat(out), scratch[1], scratch[2])
+                  flat(out), scratch[1], scratch[2], out.nbytes >= STREAM_BYTES)
     return True
 
 
@@ -1001,5 +906,5 @@ def backward_weight(dout: np.ndarray, x: np.ndarray, geometry: Conv2dGeometry, o
     this = plan("backward_weight", geometry, x.itemsize)
     workers, job, nbytes, _ = ready = this.ready(threads)
     scratch = ready.pieces(memory.scratch(nbytes), x.dtype)
-    weight_gradient(workers, job, *this.tables, this.narrow, flat(x), flat(dout), flat(out), *scratch[1:])
+    weight_gradient(workers, job, *this.tables, flat(x), flat(dout), flat(out), *scratch[2:])
     return bool(finite(1, flat(out)))

@@ -42,6 +42,7 @@ from .vectors import (
     LINE_BYTES,
     STACK_BYTES,
     ask,
+    ask_early,
     between,
     beyond_line,
     even_pairs,
@@ -68,6 +69,7 @@ from .vectors import (
     store_lane,
     stream,
     turn4,
+    turn_block,
     where,
 )
 
@@ -711,6 +713,112 @@ def sum_rows(v, n, c0, c1, col, out, channels, line, places, phases, bypass):
         fence()
 
 
+@inlined
+def sum_taps(turned, row, line, first, step, shift, gap, count, zeros):
+    """The sum of `count` taps of a row of windows: first, first + step, ..., each seen `gap` cells before the last one."""
+    total = load(turned, row + first * line + shift) if count > 0 else zeros
+    for k in range(1, count):
+        total = plus(total, load(turned, row + (first + k * step) * line + shift - k * gap))
+    return total
+
+
+@inlined
+def put_row(turned, row, line, tables, taps, steps, out, o, w, limit, adds, zeros):
+    """A row of the image from a row of windows, one or two `steps` apart; what is from there to out[limit] is written later.
+
+    `tables`: the `residue` of even and odd cells. `taps`: how many of them see even cells, and odd cells one more; 0 if not so.
+    """
+    lanes = lanes_of(out)
+    even, odd = tables
+    for t in range(0, w, steps * lanes):
+        if steps == 1:
+            first = sum_taps(turned, row + t, line, even[0], 1, even[2], even[3], taps if taps else even[4], zeros)
+            second = first
+        else:
+            a = sum_taps(turned, row + t // 2, line, even[0], even[1], even[2], even[3], taps if taps else even[4], zeros)
+            b = sum_taps(turned, row + t // 2, line, odd[0], odd[1], odd[2], odd[3], taps + 1 if taps else odd[4], zeros)
+            first, second = mixed_low(a, b), mixed_high(a, b)
+        for i in range(steps):
+            at, left, value = o + t + i * lanes, w - t - i * lanes, second if i else first
+            if left <= 0:
+                break
+            if not adds:
+                store_first(out, at, value, left, limit)
+            elif left >= lanes:
+                store(out, at, plus(load(out, at), value))
+            else:
+                value = plus(load_where(out, at, 0, left, zeros), value)
+                if at + lanes <= limit:  # what is behind it is as it was
+                    store(out, at, where(between(out, 0, left), value, load(out, at)))
+                else:
+                    for q in range(left):
+                        store_lane(out, at + q, value, q)
+
+
+@inlined
+def residue(across, steps, e):
+    """Of the taps that see cells of residue e: the first, how far the next is, the first shift, what others miss, how many."""
+    taps = (across.size - steps - 1) // 2
+    first, stop = across[U(e)], across[U(e + 1)]
+    here = steps + 1 + first
+    count = stop - first
+    if count == 0:
+        return 0, 0, 0, 0, 0
+    if count == 1:
+        return across[U(here)], 0, across[U(here + taps)], 0, 1
+    return (across[U(here)], across[U(here + 1)] - across[U(here)], across[U(here + taps)],
+            across[U(here + taps)] - across[U(here + taps + 1)], count)
+
+
+@part
+def turn_rows(v, n, c0, c1, col, across, out, channels, line, margin):
+    """The same by way of "columns": some channels of a row of windows are turned, so that each tap is a row of places."""
+    h, w, kh, kw, sh, sw, oh, ow, top = v.h, v.w, v.kh, v.kw, v.sh, v.sw, v.oh, v.ow, v.top
+    taps, lanes, pitch = kh * kw, lanes_of(col), v.step_p
+    turned = stack(col)
+    tables = residue(across, sw, 0), residue(across, sw, sw - 1)
+    zeros = splat(out, out.dtype.type(0))
+    zero(turned, 0, min(channels, c1 - c0) * taps * line)
+    written = 0  # rows of the image: others are not added to, but overwritten
+    if v.dh > 1 and kh > 1:
+        written = h
+        zero(out, (n * v.c + c0) * h * w, (c1 - c0) * h * w)
+    for y in range(oh):
+        before = written
+        for c in range(c0, c1, channels):
+            first = max(min(c, c1 - channels), c0)  # the last ones may have been turned before
+            some = min(channels, c1 - first)
+            at = n * v.step_n + y * ow * pitch + first * taps
+            for q in range(0, ow, lanes):
+                for r in range(0, some * taps, lanes):
+                    begin = min(r, some * taps - lanes)
+                    for i in range(lanes):  # the next channels' piece of these windows
+                        ask_early(col, at + (q + i) * pitch + begin + some * taps)
+                    turn_block(turned, begin * line + margin + q, line, col, at + q * pitch + begin, pitch, ow - q)
+            written = before
+            for i in range(kh):
+                r = y * sh - top + i * v.dh
+                if not 0 <= r < h:
+                    continue
+                for k in range(c - first, some):
+                    plane, row = (n * v.c + first + k) * h * w, (k * kh + i) * kw * line + margin
+                    if r >= written:
+                        zero(out, plane + written * w, (r - written) * w)
+                    o, adds = plane + r * w, r < written
+                    if sw == 1 and kw == 3:
+                        put_row(turned, row, line, tables, 3, 1, out, o, w, plane + h * w, adds, zeros)
+                    elif sw == 1:
+                        put_row(turned, row, line, tables, 0, 1, out, o, w, plane + h * w, adds, zeros)
+                    elif tables[0][4] == 1 and tables[1][4] == 2:
+                        put_row(turned, row, line, tables, 1, 2, out, o, w, plane + h * w, adds, zeros)
+                    else:
+                        put_row(turned, row, line, tables, 0, 2, out, o, w, plane + h * w, adds, zeros)
+                written = max(written, r + 1)
+    for c in range(c0, c1):
+        plane = (n * v.c + c) * h * w
+        zero(out, plane + written * w, (h - written) * w)
+
+
 @part
 def give_quads(v, begin, end, col, out, bypass):
     """`take_quads` the other way round, for (image, row of windows) items, if windows cover the image."""
@@ -785,6 +893,10 @@ def scatter(workers, windows, col, down, across, blocks, channels, line, places,
         elif v.layout == ROWS_LAYOUT and channels > 0:
             for item in range(v.n * blocks * worker // workers, v.n * blocks * (worker + 1) // workers):
                 block = item % blocks
+                first, stop = block * v.c // blocks, (block + 1) * v.c // blocks
+                if places == 0:
+                    turn_rows(v, item // blocks, first, stop, col, across, out, channels, line, phases)
+                    continue
                 sum_rows(v, item // blocks, block * v.c // blocks, (block + 1) * v.c // blocks, col, out, channels, line,
                          places, phases, bypass)
         else:
@@ -835,6 +947,19 @@ def _turned(geometry: Window2dGeometry, phases: int, itemsize: int, whole: bool)
     return (channels, (many - 1) * step + kw + slack, many) if many > 0 else (0, 0, 0)
 
 
+def _turned_taps(geometry: Window2dGeometry, itemsize: int) -> tuple[int, int, int, int] | None:
+    """Of how many channels a row of windows is turned on the stack, how long the lines are, 0, and where they begin in these.
+
+    None where that has less than a vector of taps, or windows are too far apart.
+    """
+    (_, kw), step, ow, w = geometry.kernel, geometry.stride[1], geometry.out_size[1], geometry.in_size[1]
+    lanes, left, far = LINE_BYTES // itemsize, geometry.pads[1][0], (kw - 1) * geometry.dilation[1]
+    margin = -(-far // lanes) * lanes
+    line = margin + -(-(max(ow, -(-w // step) + left) + lanes) // lanes) * lanes
+    channels = min((STACK_BYTES - LINE_BYTES) // (geometry.taps * line * itemsize), geometry.channels)
+    return (channels, line, 0, margin) if step <= 2 and channels * geometry.taps >= lanes else None
+
+
 def im2col(x: Array, geometry: Window2dGeometry, layout: str, pad: Array, out: Array, threads: int) -> None:
     """Lower x into `out`, a C-contiguous column matrix of the same item size (one of ITEMS).
 
@@ -866,6 +991,9 @@ def col2im(col: Array, geometry: Window2dGeometry, layout: str, out: Array, thre
         channels, line, places = QUADS, 0, 0
     elif layout == "rows":
         channels, line, places = _turned(geometry, phases, col.itemsize, False)
+        if turned := _turned_taps(geometry, col.itemsize):
+            channels, line, places, phases = turned
+            blocks = min(blocks, geometry.channels // -(-LINE_BYTES // (col.itemsize * geometry.taps)))
     else:  # for "columns": a row of the image is the sum of rows of which the stack holds the places
         channels, line, places = int(geometry.kernel[0] * 8 <= STACK_BYTES), 0, 0
     bypass = out.nbytes >= STREAM_BYTES and geometry.in_size[1] * col.itemsize <= STACK_BYTES // 2

@@ -32,22 +32,28 @@ from .options import Kernel, flat, inlined, named, part, prange, usable_workers
 from .vectors import (
     STACK_BYTES,
     ask,
+    ask_early,
     between,
     beyond_line,
+    chosen_sums,
     either,
+    equal_places,
     evens,
     fence,
     greater,
     greater_or_nan,
     lanes_of,
+    last_cells,
     load,
     load_where,
     mixed_high,
     mixed_low,
     nan_in,
+    next_cells,
     odds,
     over,
     plus,
+    put_whole,
     rolled,
     send,
     some,
@@ -56,9 +62,11 @@ from .vectors import (
     store,
     store_first,
     store_lane,
+    store_places,
     stream,
     times,
     where,
+    window_places,
 )
 
 Array = np.ndarray
@@ -626,28 +634,6 @@ def add_at(workers, dout, indices, places, cells, out, wrong):
                 wrong[worker] += 1
 
 
-@Kernel
-def add_many_at(workers, dout, indices, places, cells, out, shift, times, limit, lost, owners, wrong):
-    """The same of planes where too many may be added up in one cell; `times`, `lost` and `owners` are (workers, elements).
-
-    No pooling needs to have given the indices, and a large window's may name a cell thousands of times: a plane is gone on
-    with exactly where `limit` of the windows that are counted fall together.
-    """
-    planes = indices.size // places
-    for worker in prange(workers):
-        wrong[worker] = 0
-        for plane in range(planes * worker // workers, planes * (worker + 1) // workers):
-            base, first, stop = U(plane * cells), U(plane * places), U((plane + 1) * places)
-            if begin_plane(indices, first, stop, plane, cells, out):
-                reached = add_counted(dout, indices, first, stop, out, base, shift, times[worker], limit)
-                if reached < stop:
-                    add_exactly(dout, indices, reached, stop, out, base, cells, lost[worker], owners[worker])
-            else:
-                wrong[worker] += 1
-
-
-# --- average ----------------------------------------------------------------------------------------------------------
-
 @inlined
 def put(to, at, vector, count, limit, streams):
     """to[at:at + count] = vector[:count], past the caches or with cells behind it that may be overwritten."""
@@ -656,6 +642,291 @@ def put(to, at, vector, count, limit, streams):
     else:
         store_first(to, at, vector, count, limit)
 
+
+# Where all windows of a plane are common ones and chose one of their own cells, which is looked at first, nothing is added at
+# indices: each cell asks the few windows that see it whether they chose it. No cell is in more than nine of them.
+
+@inlined
+def could_be(v, window, indices, first):
+    """Could a plane's indices come from a common window? Some of the middle row are looked at."""
+    size, step, pad = window.size, window.step, window.pad
+    y = v.oh // 2
+    for q in range(min(v.ow, 4)):
+        place = indices[U(first + y * v.ow + q)] - ((y * step - pad) * v.w + q * step - pad)
+        row = 0
+        while row < size and not 0 <= place < size:
+            place -= v.w
+            row += 1
+        if row == size:
+            return False
+    return True
+
+
+@part
+def lay_out(v, window, indices, first, dout, near):
+    """How far a plane's chosen cells lie behind their windows' first ones, to `near`. False where one is not its window's."""
+    size, step, pad, w, ow, line = window.size, window.step, window.pad, v.w, v.ow, v.line
+    cells, lanes = v.h * w, lanes_of(dout)
+    zeros = splat(dout, dout.dtype.type(0))
+    wrong = nan_in(zeros, zeros)
+    for y in range(v.oh):
+        top = y * step - pad
+        at, to = first + y * ow, v.margin + y * line
+        begin = 0
+        if at + ow + lanes <= indices.size:
+            begin = ow
+            for q in range(0, ow, lanes):
+                rolled()
+                ask_early(indices, at + q + AHEAD)
+                ask_early(indices, at + q + AHEAD + lanes // 2)
+                ask_early(dout, at + q + AHEAD)
+                column = q * step - pad
+                places, no = window_places(indices, at + q, top * w + column, column, step, w, size, cells, ow - q, dout)
+                store_places(near, to + q, places)
+                wrong = either(wrong, no)
+        for i in range(begin, ow):
+            index = indices[U(at + i)]
+            column, row = index % w - (i * step - pad), index // w - top
+            if not (0 <= index < cells and 0 <= column < size and 0 <= row < size):
+                return False
+            near[U(to + i)] = row * w + column
+    return not some(wrong)
+
+
+@inlined
+def pair_row(indices, dout, at, own, w, ow, cells, wrong, zeros, out, o, streams):
+    """A row of windows to two rows of cells. Behind these a vector more may be overwritten."""
+    lanes = lanes_of(out)
+    q = (w - 1) // (2 * lanes) * lanes
+    while q >= 0:  # backwards: the upper row's last vector reaches into the lower row
+        rolled()
+        ask_early(indices, at + q + AHEAD)
+        ask_early(indices, at + q + AHEAD + lanes // 2)
+        ask_early(dout, at + q + AHEAD)
+        places, no = window_places(indices, at + q, own + 2 * q, 2 * q, 2, w, 2, cells, ow - q, dout)
+        wrong = either(wrong, no)
+        gradient, to = load(dout, at + q), o + 2 * q
+        a, b = where(equal_places(places, 0), gradient, zeros), where(equal_places(places, 1), gradient, zeros)
+        c, d = where(equal_places(places, w), gradient, zeros), where(equal_places(places, w + 1), gradient, zeros)
+        if w - 2 * q > lanes:
+            put_whole(out, to + lanes, mixed_high(a, b), streams)
+        put_whole(out, to, mixed_low(a, b), streams)
+        if w - 2 * q > lanes:
+            put_whole(out, to + w + lanes, mixed_high(c, d), streams)
+        put_whole(out, to + w, mixed_low(c, d), streams)
+        q -= lanes
+    return wrong
+
+
+@part
+def pair_plane(v, indices, dout, first, out, o, limit, streams):
+    """A plane to out[o] from windows of 2x2 cells, two apart: each cell is in one, so it is written while that is looked at.
+
+    False where one did not choose a cell of its own; then the plane may hold anything.
+    """
+    h, oh, w, ow, cells, lanes = v.h, v.oh, v.w, v.ow, v.h * v.w, lanes_of(out)
+    zeros = splat(out, out.dtype.type(0))
+    wrong = nan_in(zeros, zeros)
+    reach = (w - 1) // (2 * lanes) * lanes + lanes
+    for y in range(oh):
+        at, own = first + y * ow, 2 * y * w
+        to, two = o + own, 2 * y + 1 < h
+        if at + reach <= dout.size and two and (streams or to + 2 * w + lanes <= limit):
+            if streams:
+                wrong = pair_row(indices, dout, at, own, w, ow, cells, wrong, zeros, out, to, True)
+            else:
+                wrong = pair_row(indices, dout, at, own, w, ow, cells, wrong, zeros, out, to, False)
+        else:
+            zero(out, to, (1 + two) * w)
+            for i in range(ow):
+                index = indices[U(at + i)]
+                if not (0 <= index < cells and index // w // 2 == y and index % w // 2 == i):
+                    return False
+                out[U(o + index)] = dout[U(at + i)]
+    if 2 * oh < h:
+        zero(out, o + 2 * oh * w, w)
+    return not some(wrong)
+
+
+def gathering(size, step, pad):
+    add_row = chosen_sums(size)
+    named_window = named(f"{size}{step}{pad}")
+
+    @inlined
+    @named_window
+    def add_rows(near, dout, q, first, second, third, rows, zeros):
+        """For a vector of columns of windows: in sum j what those of all rows that see a row of cells gave to their column j.
+
+        Of each such row (where `near` and `dout` have it, and the cells' row in the window times the plane's width).
+        """
+        sums = add_row(near, first[0] + q, dout, first[1] + q, first[2], (zeros, zeros, zeros))
+        if rows > 1:
+            sums = add_row(near, second[0] + q, dout, second[1] + q, second[2], sums)
+        if rows > 2:
+            sums = add_row(near, third[0] + q, dout, third[1] + q, third[2], sums)
+        return sums
+
+    @inlined
+    @named_window
+    def cells_one_apart(near, dout, first, second, third, zeros, out, o, w, ow, streams):
+        lanes = lanes_of(out)
+        none = zeros, zeros, zeros
+        before, here = none, add_rows(near, dout, 0, first, second, third, size, zeros)
+        for c in range(0, w, lanes):
+            rolled()
+            behind = none
+            if c + lanes < ow:
+                behind = add_rows(near, dout, c + lanes, first, second, third, size, zeros)
+            if pad == 1:  # cell c is column 1 of window c
+                total = plus(plus(next_cells(here[0], behind[0]), here[1]), last_cells(before[2], here[2]))
+            else:  # column 0
+                total = plus(here[0], last_cells(before[1], here[1]))
+                if size == 3:
+                    total = plus(total, last_cells(last_cells(zeros, before[2]), last_cells(before[2], here[2])))
+            before, here = here, behind
+            put_whole(out, o + c, total, streams)
+
+    @inlined
+    @named_window
+    def cells_two_apart(near, dout, first, second, rows, zeros, out, o, w, ow, streams):
+        lanes = lanes_of(out)
+        none = zeros, zeros, zeros
+        before, here = none, add_rows(near, dout, 0, first, second, second, rows, zeros)
+        for c in range(0, w, 2 * lanes):
+            rolled()
+            behind = none
+            if c // 2 + lanes < ow:
+                behind = add_rows(near, dout, c // 2 + lanes, first, second, second, rows, zeros)
+            if pad == 1:
+                even, odd = here[1], plus(next_cells(here[0], behind[0]), here[2])
+            else:
+                even, odd = plus(here[0], last_cells(before[2], here[2])), here[1]
+            before, here = here, behind
+            put_whole(out, o + c, mixed_low(even, odd), streams)
+            if c + lanes < w:
+                put_whole(out, o + c + lanes, mixed_high(even, odd), streams)
+
+    @inlined
+    @named_window
+    def cell_by_cell(v, near, dout, start, r, out, o):
+        """A row near the end of `dout` or `out`, where there are no whole vectors."""
+        for c in range(v.w):
+            total = out.dtype.type(0)
+            for j in range(size):
+                part = out.dtype.type(0)
+                for i in range(size):
+                    y, q = r + pad - i, c + pad - j
+                    if y % step == 0 and q % step == 0 and 0 <= y < v.oh * step and 0 <= q < v.ow * step:
+                        y, q = y // step, q // step
+                        if near[U(v.margin + y * v.line + q)] == i * v.w + j:
+                            part += dout[U(start + y * v.ow + q)]
+                total += part
+            out[U(o + c)] = total
+
+    @inlined
+    @named_window
+    def seen(v, start, y, place):
+        """Row y of windows; one that is not there is a row of near in which no window chose any cell."""
+        there = 0 <= y < v.oh
+        return v.margin + (y if there else v.oh) * v.line, start + (y if there else 0) * v.ow, place
+
+    @inlined
+    @named_window
+    def row(v, near, dout, start, r, zeros, out, o, streams):
+        w, ow, y, i = v.w, v.ow, (r + pad) // step, (r + pad) % step
+        if step == 1:
+            first, second, third = seen(v, start, y, 0), seen(v, start, y - 1, w), seen(v, start, y - 2, 2 * w)
+            cells_one_apart(near, dout, first, second, third, zeros, out, o, w, ow, streams)
+        elif i == 0:
+            cells_two_apart(near, dout, seen(v, start, y, 0), seen(v, start, y - 1, 2 * w), 2, zeros, out, o, w, ow, streams)
+        else:
+            here = seen(v, start, y, i * w)
+            cells_two_apart(near, dout, here, here, 1, zeros, out, o, w, ow, streams)
+
+    @part
+    @named_window
+    def gather(v, near, dout, start, out, o, limit, streams):
+        """A plane to out[o], whose windows' gradients begin at dout[start]."""
+        w, lanes = v.w, lanes_of(out)
+        zeros = splat(out, out.dtype.type(0))
+        for r in range(v.h):
+            if start + min((r + pad) // step, v.oh - 1) * v.ow + v.line > dout.size or (
+                    not streams and o + w + lanes > limit):
+                cell_by_cell(v, near, dout, start, r, out, o)
+            elif streams:
+                row(v, near, dout, start, r, zeros, out, o, True)
+            else:
+                row(v, near, dout, start, r, zeros, out, o, False)
+            o += w
+
+    return gather
+
+
+#: Common windows, in the order in which they are tried.
+COMMON = ((3, 1, 1), (3, 1, 0), (2, 1, 0), (2, 2, 0), (3, 2, 1), (3, 2, 0))
+_gather_311, _gather_310, _gather_210, _gather_321, _gather_320 = (gathering(*window) for window in COMMON
+                                                                   if window != (2, 2, 0))
+
+
+@part
+def gather_window(v, window, dout, indices, plane, out, limit, near, streams):
+    """Plane `plane` if all its windows are such ones. False where they are not; then the plane may hold anything."""
+    first, o = plane * v.oh * v.ow, plane * v.h * v.w
+    if window.step == 2 and window.size == 2:
+        return pair_plane(v, indices, dout, first, out, o, limit, streams)
+    if not lay_out(v, window, indices, first, dout, near):
+        return False
+    if window.step == 1:
+        if window.size == 2:
+            _gather_210(v, near, dout, first, out, o, limit, streams)
+        elif window.pad == 1:
+            _gather_311(v, near, dout, first, out, o, limit, streams)
+        else:
+            _gather_310(v, near, dout, first, out, o, limit, streams)
+    elif window.pad == 1:
+        _gather_321(v, near, dout, first, out, o, limit, streams)
+    else:
+        _gather_320(v, near, dout, first, out, o, limit, streams)
+    return True
+
+
+@Kernel
+def add_many_at(workers, dout, indices, places, cells, out, shift, times, limit, lost, owners, wrong, shapes, windows, nears):
+    """The same of planes where too many may be added up in one cell; `times`, `lost` and `owners` are (workers, elements).
+
+    No pooling needs to have given the indices, and a large window's may name a cell thousands of times: a plane is gone on
+    with exactly where `limit` of the windows that are counted fall together. `windows` are those that the shape allows, and
+    `nears` is (workers, cells) of room for what they chose.
+    """
+    planes = indices.size // places
+    for worker in prange(workers):
+        v = shapes[0]
+        wrong[worker] = 0
+        near = nears[worker]
+        fill(near, 0, 1, near.size, np.int32(-1))
+        until = planes * (worker + 1) // workers
+        streams = v.streams != 0 and v.w % lanes_of(out) == 0 and beyond_line(out, 0) == 0
+        for plane in range(planes * worker // workers, until):
+            base, first, stop = U(plane * cells), U(plane * places), U((plane + 1) * places)
+            done = False
+            for i in range(windows.size):
+                if not done and could_be(v, windows[U(i)], indices, plane * places):
+                    done = gather_window(v, windows[U(i)], dout, indices, plane, out, until * cells, near, streams)
+            if done:
+                continue
+            if streams:
+                fence()  # what was written is written again
+            if begin_plane(indices, first, stop, plane, cells, out):
+                reached = add_counted(dout, indices, first, stop, out, base, shift, times[worker], limit)
+                if reached < stop:
+                    add_exactly(dout, indices, reached, stop, out, base, cells, lost[worker], owners[worker])
+            else:
+                wrong[worker] += 1
+        if streams:
+            fence()
+
+
+# --- average ----------------------------------------------------------------------------------------------------------
 
 @part
 def double_rows(dout, begin, end, ow, share, out, limit, streams):
@@ -923,6 +1194,31 @@ def max_pool(x: Array, geometry: Pool2dGeometry, out: Array, indices: Array | No
 #: Additions that are within rule 14 whatever the values, equal ones (which lose most) of float32 1.97e-6 for 130; and how many
 #: of those that are counted, a random one of each eight, may fall together before sums are exact. 5x5 windows do not get there.
 _MOST_ADDED = {"float32": (128, 12), "float64": (8192, 1024)}
+#: Of planes with more windows than so many what they chose takes too much room.
+_MOST_NEAR = 1 << 18
+
+#: A plane, how far rows of what its windows chose are apart, and how many cells are before their first ones.
+CHOSEN = np.dtype([(name, np.int64) for name in ("h", "w", "oh", "ow", "line", "margin", "streams")])
+COMMON_WINDOW = np.dtype([(name, np.int64) for name in ("size", "step", "pad")])
+
+
+@lru_cache(maxsize=256)
+def _chosen(geometry: Window2dGeometry, streams: bool) -> tuple[Array, Array]:
+    """The plane, and the common windows that its shape allows."""
+    (h, w), (oh, ow) = geometry.in_size, geometry.out_size
+
+    def fits(size: int, out: int, window: tuple[int, int, int]) -> bool:
+        kernel, step, pad = window
+        more = size + 2 * pad - kernel
+        return out in (more // step + 1, -(-more // step) + 1) and (out - 1) * step < size + pad  # the latter with ceil_mode
+
+    windows = [window for window in COMMON if fits(h, oh, window) and fits(w, ow, window) and w > window[0]]
+    line = STEP + -(-max(w, ow) // STEP) * STEP + 2 * STEP  # a vector more is looked at
+    if (oh + 1) * line > _MOST_NEAR or h * w > MOST_PLACES:
+        windows = []
+    return (np.array([(h, w, oh, ow, line, STEP, streams)], CHOSEN), np.array(windows, COMMON_WINDOW))
+
+
 #: Counts at most; bytes of what rounding loses of a plane, and of how many cells of a larger one it is kept.
 _COUNTS, _LOST_BYTES, _OWNERS = 1 << 18, 1 << 18, 1 << 14
 
@@ -937,15 +1233,18 @@ def max_pool_backward(dout: Array, indices: Array, geometry: Window2dGeometry, o
         return not wrong.any()
     shift = max(min((cells // places).bit_length() - 1, 6), 0)
     fits = cells * dtype.itemsize <= _LOST_BYTES
+    shape, windows = _chosen(geometry, out.nbytes >= STREAM_BYTES)
     kinds = ((np.dtype(np.uint8 if dtype == np.float32 else np.uint16), min(1 << (cells >> shift).bit_length(), _COUNTS)),
-             (dtype, cells if fits else _OWNERS), (np.dtype(np.int64), 0 if fits else _OWNERS))
+             (dtype, cells if fits else _OWNERS), (np.dtype(np.int64), 0 if fits else _OWNERS),
+             (np.dtype(np.int32), int((shape["oh"][0] + 1) * shape["line"][0]) if windows.size else 0))
     nbytes = [-(-kind.itemsize * workers * size // 64) * 64 for kind, size in kinds]
     whole, at, parts = memory.scratch(sum(nbytes)), 0, []
     for (kind, size), length in zip(kinds, nbytes, strict=True):
         parts.append(whole[at:at + length].view(kind)[:workers * size].reshape(workers, size))
         at += length
-    times, lost, owners = parts
-    add_many_at(workers, flat(dout), flat(indices), places, cells, flat(out), shift, times, limit, lost, owners, wrong)
+    times, lost, owners, near = parts
+    add_many_at(workers, flat(dout), flat(indices), places, cells, flat(out), shift, times, limit, lost, owners, wrong, shape,
+                windows, near)
     return not wrong.any()
 
 

@@ -21,6 +21,7 @@ from collections.abc import Callable
 from typing import Any
 
 from llvmlite import ir
+from numba.core import cgutils
 from numba.np.arrayobj import populate_array
 
 from .options import inlined, numba, part
@@ -48,7 +49,8 @@ class Vector(types.Type):  # type: ignore[misc,name-defined]
         """LLVM's type."""
         if self.dtype == types.boolean:
             return ir.VectorType(ir.IntType(1), self.lanes)
-        cell = {types.float32: ir.FloatType(), types.float64: ir.DoubleType()}.get(self.dtype, ir.IntType(self.bits))
+        cell = {types.float32: ir.FloatType(), types.float64: ir.DoubleType(),
+                types.int32: ir.IntType(32)}.get(self.dtype, ir.IntType(self.bits))
         return ir.VectorType(cell, self.lanes)
 
     @property
@@ -168,19 +170,28 @@ def stack(typing, like):
     return like(like), generate
 
 
-@intrinsic
-def ask(typing, array, at):
-    """Ask for the line that has array[at], to be read soon. It may be outside of the array."""
-
+def _asking(array: Any, level: int) -> Any:
     def generate(context, builder, signature, args):
         byte, i32 = ir.IntType(8).as_pointer(), ir.IntType(32)
         kind = ir.FunctionType(ir.VoidType(), [byte, i32, i32, i32])
         function = builder.module.declare_intrinsic("llvm.prefetch", [byte], kind)
         pointer = _pointer(context, builder, signature.args[0], args[0], args[1], byte.pointee)
-        builder.call(function, [pointer, i32(0), i32(3), i32(1)])  # for reading, to be kept, data
+        builder.call(function, [pointer, i32(0), i32(4 - level), i32(1)])  # for reading, into that cache, data
         return context.get_dummy_value()
 
     return types.void(array, types.intp), generate
+
+
+@intrinsic
+def ask(typing, array, at):
+    """Ask for the line that has array[at], to be read soon. It may be outside of the array."""
+    return _asking(array, 1)
+
+
+@intrinsic
+def ask_early(typing, array, at):
+    """The same into the second-level cache, which has room for more lines that are on their way."""
+    return _asking(array, 2)
 
 
 @intrinsic
@@ -233,13 +244,17 @@ def few(lanes: int) -> tuple[Callable[..., None], Callable[..., None]]:
     return move, move_padded
 
 
+def _roll(builder: Any) -> None:
+    nothing = ir.InlineAsm(ir.FunctionType(ir.VoidType(), []), "", "", side_effect=True)
+    builder.call(nothing, [], attrs=("convergent",))
+
+
 @intrinsic
 def rolled(typing):
     """No instruction. The loop that has it is not unrolled, which for a few turns takes longer to get ready than to run."""
 
     def generate(context, builder, signature, args):
-        nothing = ir.InlineAsm(ir.FunctionType(ir.VoidType(), []), "", "", side_effect=True)
-        builder.call(nothing, [], attrs=("convergent",))
+        _roll(builder)
         return context.get_dummy_value()
 
     return types.void(), generate
@@ -370,6 +385,18 @@ def mixed_high(typing, a, b):
     return _permuting(lambda n: [n // 2 + i // 2 + i % 2 * n for i in range(n)])(typing, a, b)
 
 
+@intrinsic
+def next_cells(typing, a, b):
+    """All cells of a but the first, and the first one of b."""
+    return _permuting(lambda n: list(range(1, n + 1)))(typing, a, b)
+
+
+@intrinsic
+def last_cells(typing, a, b):
+    """The last cell of a, and all of b but the last."""
+    return _permuting(lambda n: list(range(n - 1, 2 * n - 1)))(typing, a, b)
+
+
 def _parts(count: int, first: list[int], second: list[int]) -> Any:
     """A permutation of whole parts, of which a vector has `count`: these of a and then those of b."""
     def order(n: int) -> list[int]:
@@ -413,6 +440,40 @@ def even_pairs(typing, a, b):
 def odd_pairs(typing, a, b):
     """The same of the other pairs."""
     return _permuting(lambda n: [i // 4 * 4 + 2 + i % 2 + i // 2 % 2 * n for i in range(n)])(typing, a, b)
+
+
+@intrinsic
+def turn_block(typing, to, o, line, source, at, pitch, count):
+    """to[o + l*line + i] = source[at + i*pitch + l] for as many i and l as lanes; zeros for i from `count` on."""
+    kind = _of(to)
+
+    def generate(context, builder, signature, args):
+        to, o, line, source, at, pitch, count = args
+        word, lanes, align = ir.IntType(64), kind.lanes, min(kind.bits // 8, 8)
+        last = builder.sub(count, word(1))
+        rows = []
+        for i in range(lanes):
+            number = builder.select(builder.icmp_signed("<", last, word(i)), last, word(i))
+            place = builder.add(at, builder.mul(number, pitch))
+            rows.append(builder.load(_pointer(context, builder, signature.args[3], source, place, kind.value), align=align))
+        step = lanes // 2
+        while step:
+            for i in range(lanes):
+                if not i & step:
+                    a, b = rows[i], rows[i + step]
+                    rows[i] = _permute(builder, a, b, [lanes + at - step if at & step else at for at in range(lanes)])
+                    rows[i + step] = _permute(builder, a, b, [lanes + at if at & step else at + step for at in range(lanes)])
+            step //= 2
+        numbers = ir.Constant(kind.counted, list(range(lanes)))
+        there = builder.icmp_signed("<", numbers, _splat(builder, builder.trunc(count, kind.counted.element), kind.counted))
+        for i in range(lanes):
+            place = builder.add(o, builder.mul(line, word(i)))
+            value = builder.select(there, rows[i], ir.Constant(kind.value, [0.0] * lanes))
+            builder.store(value, _pointer(context, builder, signature.args[0], to, place, kind.value), align=align)
+        return context.get_dummy_value()
+
+    word = types.int64
+    return types.void(to, word, word, source, word, word, word), generate
 
 
 # --- arithmetic -------------------------------------------------------------------------------------------------------
@@ -525,6 +586,92 @@ def some(typing, mask):
         return builder.icmp_unsigned("!=", builder.bitcast(args[0], bits), bits(0))
 
     return (types.boolean(mask), generate) if mask.dtype == types.boolean else None
+
+
+@intrinsic
+def window_places(typing, indices, at, own, column, step, width, size, cells, count, like):
+    """indices[at + l] - (own + l*step) for the first `count` lanes of a vector of `like`, -1 for the others.
+
+    With a mask of the lanes in which that is no cell of a window of size x size (2 or 3) in rows of `width` cells, the first of
+    which begins in `column`; or the index is none of the plane, which has so many `cells`, less than 2**31.
+    """
+    lanes = _of(like).lanes
+    kinds = types.Tuple((Vector(types.int32, lanes), Vector(types.boolean, lanes)))
+
+    def generate(context, builder, signature, args):
+        indices, at, own, column, step, width, size, cells, count, _ = args
+        short, long = (ir.VectorType(ir.IntType(bits), lanes) for bits in (32, 64))
+
+        def all_of(value: Any, kind: Any) -> Any:
+            return _splat(builder, builder.trunc(value, kind.element) if kind is short else value, kind)
+
+        number = ir.Constant(short, list(range(lanes)))
+        index = builder.load(_pointer(context, builder, signature.args[0], indices, at, long), align=8)
+        outside = builder.icmp_unsigned(">=", index, all_of(cells, long))
+        ahead = builder.mul(number, all_of(step, short))
+        place = builder.sub(builder.trunc(index, short), builder.add(all_of(own, short), ahead))
+        three = builder.icmp_signed("==", size, ir.IntType(64)(3))
+        width, size, place_in_row = all_of(width, short), all_of(size, short), place
+        second = builder.sub(place, width)
+        third = builder.select(three, builder.sub(second, width), second)
+        for row in (second, third):  # the column in the window: what is in none of its rows is larger without its sign
+            place_in_row = builder.select(builder.icmp_unsigned("<", row, place_in_row), row, place_in_row)
+        inside = builder.icmp_unsigned("<", builder.add(place_in_row, builder.add(all_of(column, short), ahead)), width)
+        right = builder.and_(builder.icmp_unsigned("<", place_in_row, size), inside)
+        there = builder.icmp_signed("<", number, all_of(count, short))
+        place = builder.select(there, place, ir.Constant(short, [-1] * lanes))
+        wrong = builder.and_(there, builder.or_(outside, builder.not_(right)))
+        return context.make_tuple(builder, kinds, (place, wrong))
+
+    return kinds(indices, *[types.int64] * 8, like), generate
+
+
+@intrinsic
+def store_places(typing, near, to, places):
+    """near[to + l] = places[l]"""
+
+    def generate(context, builder, signature, args):
+        builder.store(args[2], _pointer(context, builder, signature.args[0], args[0], args[1], places.value), align=4)
+        return context.get_dummy_value()
+
+    return types.void(near, types.int64, places), generate
+
+
+@intrinsic
+def equal_places(typing, places, place):
+    """The lanes in which that is the place."""
+
+    def generate(context, builder, signature, args):
+        kind = places.value
+        return builder.icmp_signed("==", args[0], _splat(builder, builder.trunc(args[1], kind.element), kind))
+
+    return Vector(types.boolean, places.lanes)(places, types.int64), generate
+
+
+def chosen_sums(size: int) -> Callable[..., Any]:
+    """A function that adds to sum j of three, of which `size` are used, where a window of a row chose its column j."""
+
+    @intrinsic
+    def add(typing, near, line, gradients, at, place, sums):
+        """The sums, plus the lanes of gradients[at:] in which near[line:] is place + j. (See `window_places`.)"""
+        vector = _of(gradients)
+
+        def generate(context, builder, signature, args):
+            near, line, gradients, at, place, sums = args
+            kind = ir.VectorType(ir.IntType(32), vector.lanes)
+            found = builder.load(_pointer(context, builder, signature.args[0], near, line, kind), align=4)
+            gradient = builder.load(_pointer(context, builder, signature.args[2], gradients, at, vector.value),
+                                    align=min(vector.bits // 8, 8))
+            totals = cgutils.unpack_tuple(builder, sums, 3)
+            for j in range(size):
+                wanted = _splat(builder, builder.add(builder.trunc(place, kind.element), kind.element(j)), kind)
+                chosen = builder.icmp_signed("==", found, wanted)
+                totals[j] = builder.select(chosen, builder.fadd(totals[j], gradient), totals[j])
+            return context.make_tuple(builder, signature.return_type, totals)
+
+        return sums(near, types.int64, gradients, types.int64, types.int64, sums), generate
+
+    return add
 
 
 # --- what is put together from these ------------------------------------------------------------------------------------
