@@ -2,7 +2,8 @@
 
 By default Numba's kernels beside the Cython ones, on the rows of the tables in ``fastconv/benchmarks/layers.py``. Of an
 operation with several algorithms the fastest direct one counts, so that Winograd's fewer multiplications and what BLAS
-does take no part. Both results are compared before they are timed; turns are those of ``fastconv bench``.
+does take no part; beside im2col in NumPy (``--than book``) what the backend chooses by itself. Both results are compared before
+they are timed; turns are those of ``fastconv bench``.
 """
 
 from __future__ import annotations
@@ -66,6 +67,8 @@ def measure(job: Job, backend: str, than: str, seconds: float) -> float | None:
     with peers.limited(job.threads):
         contenders = {name: contender for name in _names(job, backend, than)
                       if (contender := peers.make(job, name)) is not None}
+        if peers.AUTO in contenders:
+            contenders[backend] = replace(contenders.pop(peers.AUTO), backend=backend)
         seen, results = {}, []
         for name, contender in contenders.items():
             with peers.with_backend(contender.backend):
@@ -91,6 +94,8 @@ def measure(job: Job, backend: str, than: str, seconds: float) -> float | None:
 
 
 def _names(job: Job, backend: str, than: str) -> list[str]:
+    if than == "book":
+        return [peers.AUTO, than]
     names = peers.names(job.operation)
     return [name for owner in (backend, than) for name in names
             if name == owner or name in {f"{owner}-{algorithm}" for algorithm in ALGORITHMS}]

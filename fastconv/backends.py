@@ -226,6 +226,60 @@ class NumpyBackend:
                         db: Array, threads: int) -> bool:
         raise NotImplementedError
 
+    # what backends with a Winograd kernel share
+
+    def _winograd_convolve(self, source: Array, filters: WinogradFilters, weight: Array, bias: Array | None, relu: bool,
+                           geometry: Conv2dGeometry, out: Array, result_bytes: int, work: Array, threads: int) -> Array | None:
+        """conv2d with stride 1 and `weight`, in scratch `work`; `out` may be a part of a result of `result_bytes`.
+
+        Returns None, or flags: which (batch, rows of tiles) are not finite, and not what the definition gives.
+        """
+        raise NotImplementedError
+
+    def _winograd_by_phases(self, x: Array, filters: WinogradFilters, bias: Array | None, relu: bool,
+                            geometry: Conv2dGeometry, out: Array, budget: Budget) -> None:
+        """conv2d by `_winograd_convolve`, which is for stride 1: through the phases of some images, of all with that stride."""
+        def direct(x: Array, geometry: Conv2dGeometry, out: Array, budget: Budget) -> None:
+            self.direct_forward(x, filters.weight, bias, relu, geometry, out, budget)
+
+        images, weight = winograd.images_at_once(geometry), filters.weight
+        image_bytes, filter_bytes = phase_bytes(geometry, winograd.of_phases(geometry, images), x.dtype)
+        spoiled = {}
+        with memory.scratch_block(budget.nbytes) as scratch:
+            work = scratch[image_bytes + filter_bytes:]
+            if filter_bytes:
+                weight = scratch[image_bytes:image_bytes + filter_bytes].view(x.dtype)
+                if filters.transformed is None:
+                    self.im2col(filters.weight, winograd.split(geometry, 1)[1], "columns", 0, weight, budget.threads)
+            for start in range(0, max(geometry.batch, 1), images):
+                part = winograd.for_images(geometry, min(images, geometry.batch - start))
+                phases = source = x[start:start + images]
+                if image_bytes:
+                    phases = scratch[:image_bytes].view(x.dtype)
+                    self.im2col(source, winograd.split(geometry, part.batch)[0], "columns", 0, phases, budget.threads)
+                spoiled[part, start] = self._winograd_convolve(
+                    phases, filters, weight, bias, relu, winograd.of_phases(geometry, part.batch), out[start:start + images],
+                    out.nbytes, work, budget.threads)
+        for (part, start), rows in spoiled.items():  # which takes scratch of its own
+            stop = start + part.batch
+            self._recompute("forward", direct, x[start:stop], part, out[start:stop], budget, filters.tile, rows)
+
+    def _recompute(self, operation: str, direct: Callable[[Array, Conv2dGeometry, Array, Budget], None], source: Array,
+                   geometry: Conv2dGeometry, out: Array, budget: Budget, tile: int, spoiled: Array | None) -> None:
+        """Rule 13: where something is not finite, the transforms spread it further than the definition does."""
+        if spoiled is None:
+            return
+        if spoiled.all():  # as where a weight is not finite
+            nbytes = self.direct_bytes(operation, geometry, source.dtype, budget.threads)
+            direct(source, geometry, out, replace(budget, nbytes=nbytes))
+            return
+        for band in winograd.spoiled_bands(operation, geometry, tile, spoiled):
+            nbytes = self.direct_bytes(operation, band.geometry, source.dtype, budget.threads)
+            rows = np.empty((1, out.shape[1], band.rows.stop - band.rows.start, out.shape[3]), out.dtype)
+            direct(np.ascontiguousarray(source[band.image:band.image + 1, :, band.seen]), band.geometry, rows,
+                   replace(budget, nbytes=nbytes))
+            out[band.image, :, band.rows] = rows[0]
+
 
 class CythonBackend(NumpyBackend):
     """The extension modules of :mod:`fastconv.native`; what they have no kernel for is the reference's.
@@ -301,9 +355,8 @@ class CythonBackend(NumpyBackend):
         why_not = winograd.unsupported(operation, geometry)
         if why_not is not None:
             return why_not
-        most = geometry.kernel[0] - 1
-        if operation == "backward_data" and max(*geometry.pads[0], *geometry.pads[1]) > most:
-            return f"backward_data is for padding up to {most}, not for {geometry.pads}"
+        if operation == "backward_data" and (why_not := winograd.too_much_padding(geometry)) is not None:
+            return why_not
         return self.direct_unsupported(operation, geometry, dtype)
 
     def winograd_bytes(self, operation: str, geometry: Conv2dGeometry, dtype: np.dtype, threads: int) -> int:
@@ -314,7 +367,7 @@ class CythonBackend(NumpyBackend):
             (winograd.best_tile(operation, geometry),)
         phases = winograd.of_phases(geometry, winograd.images_at_once(geometry))
         return max(self._bytes(partial(self._kernels().winograd_workspace, tile), operation, phases, dtype, threads)
-                   for tile in tiles) + sum(_phase_bytes(geometry, phases, dtype))
+                   for tile in tiles) + sum(phase_bytes(geometry, phases, dtype))
 
     def winograd_forward(self, x: Array, weight: Array, bias: Array | None, relu: bool, geometry: Conv2dGeometry,
                          out: Array, budget: Budget) -> None:
@@ -335,30 +388,13 @@ class CythonBackend(NumpyBackend):
 
     def winograd_packed(self, x: Array, filters: WinogradFilters, bias: Array | None, relu: bool,
                         geometry: Conv2dGeometry, out: Array, budget: Budget) -> None:
-        def direct(x: Array, geometry: Conv2dGeometry, out: Array, budget: Budget) -> None:
-            self.direct_forward(x, filters.weight, bias, relu, geometry, out, budget)
+        self._winograd_by_phases(x, filters, bias, relu, geometry, out, budget)
 
-        images, weight = winograd.images_at_once(geometry), filters.weight
-        image_bytes, filter_bytes = _phase_bytes(geometry, winograd.of_phases(geometry, images), x.dtype)
-        spoiled = {}
-        with memory.scratch_block(budget.nbytes) as scratch:
-            work = scratch[image_bytes + filter_bytes:]
-            if filter_bytes:
-                weight = scratch[image_bytes:image_bytes + filter_bytes].view(x.dtype)
-                if filters.transformed is None:
-                    self.im2col(filters.weight, winograd.split(geometry, 1)[1], "columns", 0, weight, budget.threads)
-            for start in range(0, max(geometry.batch, 1), images):
-                part = winograd.for_images(geometry, min(images, geometry.batch - start))
-                phases = source = x[start:start + images]
-                if image_bytes:
-                    phases = scratch[:image_bytes].view(x.dtype)
-                    self.im2col(source, winograd.split(geometry, part.batch)[0], "columns", 0, phases, budget.threads)
-                spoiled[part, start] = self._kernels().winograd_convolve(
-                    filters.tile, phases, weight, filters.transformed, bias, relu, False,
-                    winograd.of_phases(geometry, part.batch), out[start:start + images], out.nbytes, work, budget.threads)
-        for (part, start), rows in spoiled.items():  # which takes scratch of its own
-            stop = start + part.batch
-            self._recompute("forward", direct, x[start:stop], part, out[start:stop], budget, filters.tile, rows)
+    def _winograd_convolve(self, source: Array, filters: WinogradFilters, weight: Array, bias: Array | None, relu: bool,
+                           geometry: Conv2dGeometry, out: Array, result_bytes: int, work: Array, threads: int) -> Array | None:
+        spoiled: Array | None = self._kernels().winograd_convolve(filters.tile, source, weight, filters.transformed, bias, relu,
+                                                                  False, geometry, out, result_bytes, work, threads)
+        return spoiled
 
     def winograd_backward_data(self, dout: Array, weight: Array, geometry: Conv2dGeometry, out: Array,
                                budget: Budget, bias: Array | None = None) -> None:
@@ -377,22 +413,6 @@ class CythonBackend(NumpyBackend):
             # rule 13, as below; a sum over all pixels is spoiled as a whole
             nbytes = self.direct_bytes("backward_weight", geometry, x.dtype, budget.threads)
             self.direct_backward_weight(dout, x, geometry, out, replace(budget, nbytes=nbytes))
-
-    def _recompute(self, operation: str, direct: Callable[[Array, Conv2dGeometry, Array, Budget], None], source: Array,
-                   geometry: Conv2dGeometry, out: Array, budget: Budget, tile: int, spoiled: Array | None) -> None:
-        """Rule 13: where something is not finite, the transforms spread it further than the definition does."""
-        if spoiled is None:
-            return
-        if spoiled.all():  # as where a weight is not finite
-            nbytes = self.direct_bytes(operation, geometry, source.dtype, budget.threads)
-            direct(source, geometry, out, replace(budget, nbytes=nbytes))
-            return
-        for band in winograd.spoiled_bands(operation, geometry, tile, spoiled):
-            nbytes = self.direct_bytes(operation, band.geometry, source.dtype, budget.threads)
-            rows = np.empty((1, out.shape[1], band.rows.stop - band.rows.start, out.shape[3]), out.dtype)
-            direct(np.ascontiguousarray(source[band.image:band.image + 1, :, band.seen]), band.geometry, rows,
-                   replace(budget, nbytes=nbytes))
-            out[band.image, :, band.rows] = rows[0]
 
     def pooled_forward_unsupported(self, geometry: Conv2dGeometry, dtype: np.dtype) -> str | None:
         if geometry.out_channels * geometry.positions * dtype.itemsize > _POOLED_OUTPUT_BYTES:
@@ -469,7 +489,7 @@ class CythonBackend(NumpyBackend):
         self._kernels().avg_pool(dout, geometry, *divisors, True, out, memory.scratch, threads)
 
 
-def _phase_bytes(geometry: Conv2dGeometry, phases: Conv2dGeometry, dtype: np.dtype) -> tuple[int, int]:
+def phase_bytes(geometry: Conv2dGeometry, phases: Conv2dGeometry, dtype: np.dtype) -> tuple[int, int]:
     """Bytes of the phases of images and of filters (winograd.py), in whole cache lines."""
     if geometry.stride == (1, 1):
         return 0, 0

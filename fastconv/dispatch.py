@@ -237,7 +237,7 @@ def select(operation: str, geometry: Conv2dGeometry, dtype: np.dtype, settings: 
         name = min(too_large, key=too_large.__getitem__)  # im2col can do everything: only the limit stopped it
         raise MemoryError(f"no algorithm fits the workspace_limit of {limit:,} bytes; {name!r} needs the least, "
                           f"{too_large[name]:,} bytes")
-    estimates = {kernel.algorithm: estimate(kernel.algorithm, operation, geometry) for kernel in fitting}
+    estimates = {kernel.algorithm: estimate(kernel.algorithm, operation, geometry, backend) for kernel in fitting}
     chosen = next((kernel for kernel in fitting if kernel.algorithm == algorithm), None) or \
         min(fitting, key=lambda kernel: (kernel.algorithm == "im2col", estimates[kernel.algorithm]))
 
@@ -296,8 +296,11 @@ _INEXACT = 1.05  # Winograd: it must win by so much, because its error is larger
 _COLUMN = 100.0  # im2col: to write a term's pixels to memory and read them again
 
 
-def estimate(algorithm: str, operation: str, geometry: Conv2dGeometry) -> float:
+def estimate(algorithm: str, operation: str, geometry: Conv2dGeometry, backend: str = "cython") -> float:
     """Predicted time of an algorithm over the time of the definition's FMAs alone, on one thread. A pure function."""
+    of_its_own = getattr(BACKENDS[backend], "estimate", None)  # another compiler's kernels have other costs
+    if of_its_own is not None and (found := of_its_own(algorithm, operation, geometry)) is not None:
+        return float(found)
     terms = geometry.channels // geometry.groups * geometry.taps
     rows = geometry.out_channels // geometry.groups
     height, width = geometry.out_size

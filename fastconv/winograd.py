@@ -66,6 +66,14 @@ def unsupported(operation: str, geometry: Conv2dGeometry) -> str | None:
     return None
 
 
+def too_much_padding(geometry: Conv2dGeometry) -> str | None:
+    """Why backward data is not a convolution of the output's gradient with padding of its own, or None."""
+    most = geometry.kernel[0] - 1
+    if max(*geometry.pads[0], *geometry.pads[1]) > most:
+        return f"backward_data is for padding up to {most}, not for {geometry.pads}"
+    return None
+
+
 @lru_cache(maxsize=1024)
 def of_phases(geometry: Conv2dGeometry, images: int) -> Conv2dGeometry:
     """The convolution with stride 1 that does it for so many images; `geometry` itself, for them, where that has stride 1."""
@@ -167,6 +175,11 @@ def least_cost(operation: str, geometry: Conv2dGeometry) -> float:
     products = geometry.batch * (6 * down - (4 * down - height)) * (6 * across - (4 * across - width))
     work = LANES * (products * panels * vectors + _GRADIENT_CELLS * tiles * _TO_GRADIENT_TILES * transforms)
     return (work + _GRADIENT * rows * sources) * geometry.groups + _CALL
+
+
+def largest_tile(geometry: Conv2dGeometry) -> int:
+    """The size of the output tiles with six values in a row."""
+    return TILES[taps_of(geometry)][0]
 
 
 @lru_cache(maxsize=1024)

@@ -462,6 +462,10 @@ def test_signatures_are_bounded():
                         out = fastconv.conv2d(image, w, bias, activation=activation, algorithm="direct")
                     fastconv.conv2d_backward(out, image, w, algorithm="direct")
                     fastconv.conv2d(image, w, algorithm="im2col")
+                    for taps in (3, 4, 5):
+                        filters = np.ones((6, 4, taps, taps), dtype)
+                        out = fastconv.conv2d(image, filters, bias, algorithm="winograd")
+                        fastconv.conv2d_backward_data(out, filters, image.shape, algorithm="winograd")
                     pooled, indices = fastconv.max_pool2d(image, 2, return_indices=True)
                     fastconv.max_pool2d(image, 3, 1, 1)
                     fastconv.max_pool2d_backward(pooled, indices, image.shape)
@@ -956,6 +960,45 @@ def test_a_tile_is_one_loop_of_vector_fmas_of_registers(name, dtype):
     most = max(inner_loops(text), key=lambda loop: sum(packed.match(line) is not None for line in loop))
     assert sum(packed.match(line) is not None for line in most) == (24 if widest == "z" else 12)  # nothing unrolled
     assert not any("(%rsp" in line and f"%{widest}mm" in line for line in most), "registers are spilled"
+
+
+@needs_fma
+@pytest.mark.parametrize("dtype", ["f4", "f8"])
+def test_winograds_products_keep_sums_in_registers(dtype):
+    """16 vector FMAs a term, of registers only but for the weights; where a vector takes two registers, 8."""
+    from fastconv.jit import winograd
+
+    tile, rows, columns = (winograd.eight_by_two, 8, 2) if winograd.WIDE else (winograd.four_by_one, 4, 1)
+    lanes = 64 // np.dtype(dtype).itemsize
+    u, v, m = np.ones(40 * lanes, dtype), np.ones(4000, dtype), np.zeros(4000, dtype)
+    text = assembly(tile, u, 0, 0, v, 0, 2 * lanes, 40, m, 0, 2 * lanes, False)
+    np.testing.assert_array_equal(m[:2 * lanes * rows].reshape(rows, -1)[:, :columns * lanes], 40)
+    widest = "z" if winograd.WIDE else "y"
+    packed = re.compile(rf"vfmadd\w+p[sd].*%{widest}mm")
+    loops = [loop for loop in inner_loops(text) if any(map(packed.match, loop))]
+    assert len(loops) == 1
+    assert sum(packed.match(line) is not None for line in loops[0]) == rows * columns * (1 if winograd.WIDE else 2)
+    assert not any("(%rsp" in line for line in loops[0]), "registers are spilled"
+
+
+@needs_fma
+@pytest.mark.parametrize("tile", [2, 3, 4])
+def test_winograds_transforms_are_vectors(tile):
+    from fastconv.jit import winograd
+
+    geometry = conv2d_geometry((1, 1, 20, 200), (1, 1, 7 - tile, 7 - tile))
+    job = winograd.plan("forward", geometry, 4, 1).job[0]
+    pitch = int(job["pitch"])
+    lines, v = np.ones(18 * pitch, "f4"), np.zeros(int(job["v_block"]), "f4")
+    text = assembly(getattr(winograd, f"across_{tile}"), job, lines, 4, v, 0)
+    loops = inner_loops(text)
+    longest = max(loops, key=lambda loop: sum("mm" in line for line in loop))
+    assert sum(re.search(r"%[yz]mm", line) is not None for line in longest) >= 30
+    assert not re.search(r"vmovss|vinsertps|vpinsrd", "\n".join(longest))
+    m, pixels, marks = np.ones(36 * 64, "f4"), np.zeros(1024, "f4"), np.zeros(64, "f4")
+    text = assembly(getattr(winograd, f"back_{tile}"), m, 0, 64, 4, pixels, 64 * tile, np.zeros(1, "f4"), 0, True, marks)
+    assert len(re.findall(r"%[yz]mm", text)) >= 100
+    assert not re.search(r"call.*fma", text)
 
 
 @needs_fma

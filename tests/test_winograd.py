@@ -6,7 +6,6 @@ test_conv.py runs it over all shared geometries, like any other algorithm. Here 
 from __future__ import annotations
 
 import itertools
-import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -20,11 +19,15 @@ import pytest
 
 import fastconv
 from fastconv import dispatch, memory, reference, winograd
-from fastconv.backends import Budget, CythonBackend
+from fastconv.backends import Budget
 from fastconv.geometry import conv2d_geometry
-from fastconv.options import Settings
+from fastconv.options import Settings, backend_available
 
-native = pytest.importorskip("fastconv.native", reason="without the extension modules")
+native: Any
+try:
+    from fastconv import native
+except ImportError:  # built without extension modules
+    native = None
 
 nan, inf = np.nan, np.inf
 
@@ -36,19 +39,52 @@ every_dtype = pytest.mark.parametrize("dtype", DTYPES)
 every_direction = pytest.mark.parametrize("direction", DIRECTIONS)
 
 
-@pytest.fixture(params=native.ISAS)
+ISAS = native.ISAS if native else ()
+BACKENDS = tuple(name for name in ("cython", "numba") if backend_available(name))
+
+if not BACKENDS:
+    pytest.skip("no backend that has Winograd is installed", allow_module_level=True)
+
+needs_native = pytest.mark.skipif(native is None, reason="without the extension modules")
+every_backend = pytest.mark.parametrize("backend", BACKENDS)
+
+
+def running(kernels: str) -> Iterator[str]:
+    """Make fastconv use an instruction set's kernels, or Numba's; skip where this machine cannot."""
+    if kernels == "numba":
+        if "numba" not in BACKENDS:
+            pytest.skip("numba is not installed")
+        with fastconv.options(backend="numba"):
+            yield kernels
+        return
+    if kernels not in native.available_isas():
+        pytest.skip(f"this CPU cannot run {kernels}")
+    with fastconv.options(backend="cython"), native.using_isa(kernels):
+        yield kernels
+
+
+@pytest.fixture(params=ISAS)
 def isa(request: pytest.FixtureRequest) -> Iterator[str]:
     """Each instruction set's kernels in turn."""
-    if request.param not in native.available_isas():
-        pytest.skip(f"this CPU cannot run {request.param}")
-    with fastconv.options(backend="cython"), native.using_isa(request.param):
-        yield request.param
+    yield from running(request.param)
+
+
+@pytest.fixture(params=[*ISAS, "numba"])
+def kernels(request: pytest.FixtureRequest) -> Iterator[str]:
+    """Those of each instruction set and Numba's in turn."""
+    if request.param == "numba" and "tile" in request.fixturenames and request.getfixturevalue("tile").cells != 6:
+        pytest.skip("Numba's tiles have six cells in a row")
+    yield from running(request.param)
 
 
 @pytest.fixture(autouse=True)
-def cython() -> Iterator[None]:
-    with fastconv.options(backend="cython"):
+def default_backend() -> Iterator[None]:
+    with fastconv.options(backend=BACKENDS[0]):
         yield
+
+
+def backend_in_force() -> type:
+    return type(dispatch.backend())
 
 
 def convolve(direction: str, source: np.ndarray, weight: np.ndarray, *, x_shape: tuple[int, ...] | None = None,
@@ -285,7 +321,7 @@ def test_the_coefficients_of_the_kernels():
 @every_tile
 @every_direction
 @every_dtype
-def test_every_cell_with_every_tap(dtype, direction, tile, isa):
+def test_every_cell_with_every_tap(dtype, direction, tile, kernels):
     """One tile with a single 1 in it, through each of the filters with a single 1: the definition to the last digits.
 
     The images come one by one, and all at a time, where each is in another lane.
@@ -326,7 +362,7 @@ PADDINGS = (0, 1, 2, (1, 0), ((0, 1), (2, 0)), ((2, 1), (0, 2)))
 @every_direction
 @every_dtype
 @pytest.mark.parametrize("padding", PADDINGS, ids=str)
-def test_sizes_and_paddings(padding, dtype, direction, tile, isa, rng, poisoned, assert_accurate):
+def test_sizes_and_paddings(padding, dtype, direction, tile, kernels, rng, poisoned, assert_accurate):
     """Tiles over every border, from arrays that lie among NaN, into arrays beside which nothing may change."""
     tried = 0
     for height, width in SIZES:
@@ -347,7 +383,7 @@ def test_sizes_and_paddings(padding, dtype, direction, tile, isa, rng, poisoned,
 @every_tile
 @pytest.mark.parametrize("padding", [3, 5, ((6, 0), (0, 9)), "full", "same"], ids=str)
 @every_dtype
-def test_wide_padding_forward(padding, dtype, tile, isa, rng, assert_accurate):
+def test_wide_padding_forward(padding, dtype, tile, kernels, rng, assert_accurate):
     for size in ((3, 4), (7, 18)):
         problem = tile.make(rng, "forward", (2, 2, *size), 3, padding)
         assert_accurate(problem(dtype), *problem.expected(dtype), algorithm="winograd")
@@ -394,7 +430,7 @@ BLOCKS = (
 @every_direction
 @every_dtype
 @pytest.mark.parametrize("case", BLOCKS, ids=str)
-def test_blocks(case, dtype, direction, tile, isa, rng, assert_accurate):
+def test_blocks(case, dtype, direction, tile, kernels, rng, assert_accurate):
     problem = tile.make(rng, direction, case.x, case.filters, case.padding, case.groups)
     assert_accurate(problem(dtype), *problem.expected(dtype), algorithm="winograd")
 
@@ -403,13 +439,13 @@ def test_blocks(case, dtype, direction, tile, isa, rng, assert_accurate):
 @every_direction
 @every_dtype
 @pytest.mark.parametrize("threads", [1, 3])
-def test_nothing_is_recomputed_without_need(threads, dtype, direction, tile, isa, rng, monkeypatch):
+def test_nothing_is_recomputed_without_need(threads, dtype, direction, tile, kernels, rng, monkeypatch):
     """Lanes without a tile must not look spoiled by what is left in scratch: that is slow, and other bits each time."""
     def refuse(*ignored: Any) -> None:
         raise AssertionError("finite numbers were computed by the direct algorithm")
 
     for operation in DIRECTIONS:
-        monkeypatch.setattr(CythonBackend, f"direct_{operation}", refuse)
+        monkeypatch.setattr(backend_in_force(), f"direct_{operation}", refuse)
     with fastconv.options(num_threads=threads):
         for case in BLOCKS:
             problem = tile.make(rng, direction, case.x, case.filters, case.padding, case.groups)
@@ -422,7 +458,7 @@ def test_nothing_is_recomputed_without_need(threads, dtype, direction, tile, isa
 @every_tile
 @every_dtype
 @pytest.mark.parametrize("activation", [None, "relu"])
-def test_bias_and_relu(dtype, activation, tile, isa, rng, assert_accurate):
+def test_bias_and_relu(dtype, activation, tile, kernels, rng, assert_accurate):
     """The bias of each group's own filters, in blocks of filters other than the first too."""
     for x, filters, groups in (((2, 6, 9, 7), 10, 2), ((1, 3, 6, 6), 101, 1)):
         problem = tile.make(rng, "forward", x, filters, 1, groups)
@@ -444,7 +480,7 @@ def large(tile: Tile, dtype: str) -> int:
 @every_direction
 @every_dtype
 @pytest.mark.parametrize("case", ["kept", "needed-once", "too-large"])
-def test_filters_kept_and_not_kept(case, dtype, direction, tile, isa, rng, assert_accurate):
+def test_filters_kept_and_not_kept(case, dtype, direction, tile, kernels, rng, assert_accurate):
     """Where they are kept the plan has scratch for all of them; otherwise for one block of output channels."""
     channels = {"kept": 40, "needed-once": 100, "too-large": large(tile, dtype)}[case]
     x = (2, channels, 45, 46) if case == "kept" else (1, channels, 3, 5)
@@ -468,7 +504,7 @@ def test_filters_kept_and_not_kept(case, dtype, direction, tile, isa, rng, asser
     Blocks("threads-share-five-blocks", (2, 12, 49, 49), 100, 1, 2),
     Blocks("filters-not-kept", (1, 301, 5, 8), 300),
     Blocks("filters-not-kept-many-blocks", (3, 210, 17, 23), 420)], ids=str)
-def test_the_same_bits_for_any_number_of_threads(case, dtype, direction, tile, isa, rng, assert_accurate):
+def test_the_same_bits_for_any_number_of_threads(case, dtype, direction, tile, kernels, rng, assert_accurate):
     problem = tile.make(rng, direction, case.x, case.filters, case.padding, case.groups)
     results = {}
     for threads in (1, 2, 3, 5):
@@ -483,9 +519,10 @@ def test_the_same_bits_for_any_number_of_threads(case, dtype, direction, tile, i
 @every_tile
 @every_direction
 @pytest.mark.parametrize("channels", [6, 40])
-def test_a_tile_does_not_depend_on_its_neighbours(channels, direction, tile, isa, rng):
+@pytest.mark.parametrize("size", [(7, 10), (10, 7)], ids=str)
+def test_a_tile_does_not_depend_on_its_neighbours(size, channels, direction, tile, kernels, rng):
     """The same image has the same bits wherever in a batch, and so in whichever lanes, it is."""
-    problem = tile.make(rng, direction, (1, channels, 7, 10), channels + 2, 1)
+    problem = tile.make(rng, direction, (1, channels, *size), channels + 2, 1)
     want = problem("float32")
     arguments = dict(problem.arguments)
     for batch, place in ((2, 1), (9, 3), (30, 29)):
@@ -498,9 +535,9 @@ def test_a_tile_does_not_depend_on_its_neighbours(channels, direction, tile, isa
 
 
 GUARDED = """
-import ctypes, mmap, sys
+import contextlib, ctypes, mmap, sys
 import numpy as np, fastconv
-from fastconv import dispatch, native, winograd
+from fastconv import dispatch, winograd
 
 libc = ctypes.CDLL(None, use_errno=True)
 libc.mprotect.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
@@ -519,8 +556,12 @@ def guarded(array, at_end):
     return copy
 
 rng = np.random.default_rng(0)
-with fastconv.options(num_threads=2), native.using_isa(sys.argv[1]):
-    for taps, tile in ((3, 4), (3, 2), (4, 3), (5, 2)):
+numba = sys.argv[1] == "numba"
+fastconv.options(num_threads=2, backend="numba" if numba else "cython")
+with contextlib.ExitStack() as stack:
+    if not numba:
+        stack.enter_context(__import__("fastconv.native").native.using_isa(sys.argv[1]))
+    for taps, tile in ((3, 4), (4, 3), (5, 2)) if numba else ((3, 4), (3, 2), (4, 3), (5, 2)):
         dispatch._select.cache_clear()
         winograd.best_tile = lambda operation, geometry: tile
         for dtype in ("float32", "float64"):
@@ -536,7 +577,7 @@ with fastconv.options(num_threads=2), native.using_isa(sys.argv[1]):
                     fastconv.conv2d(a, w, None, 1, padding, algorithm="winograd", out=out)
                     packed = fastconv.pack_weight(w, x, 1, padding, algorithm="winograd")
                     fastconv.conv2d(a, packed, None, 1, padding, out=out)
-                    if taps == 3:
+                    if taps == 3 and not numba:
                         fastconv.conv2d_backward_weight(d, a, weight.shape, 1, padding, algorithm="winograd", out=w)
                     fastconv.conv2d_backward_data(d, w, x, 1, padding, algorithm="winograd", out=a)
                     print("done", flush=True)
@@ -544,16 +585,16 @@ with fastconv.options(num_threads=2), native.using_isa(sys.argv[1]):
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="uses Linux's mprotect")
-def test_nothing_beside_the_arrays_is_touched(isa):
+def test_nothing_beside_the_arrays_is_touched(kernels):
     """Vectors that reach beyond an array must be neither read nor written: it may end where the memory does."""
     root = Path(fastconv.__file__).parent.parent
-    run = subprocess.run([sys.executable, "-X", "faulthandler", "-c", GUARDED, isa], cwd=root, capture_output=True,
-                         text=True, timeout=120, check=False, env={**os.environ, "FASTCONV_BACKEND": "cython"})
-    assert (run.stdout.count("done"), run.returncode) == (96, 0), run.stderr
+    run = subprocess.run([sys.executable, "-X", "faulthandler", "-c", GUARDED, kernels], cwd=root, capture_output=True,
+                         text=True, timeout=600 if kernels == "numba" else 120, check=False)  # six kernels to compile
+    assert (run.stdout.count("done"), run.returncode) == (72 if kernels == "numba" else 96, 0), run.stderr
 
 
 @every_tile
-def test_float16(tile, rng, isa, assert_accurate):
+def test_float16(tile, rng, kernels, assert_accurate):
     problem = tile.make(rng, "forward", (2, 9, 10, 11), 12, 1)
     got = problem("float16")
     assert got.dtype == np.float16
@@ -566,7 +607,7 @@ def test_float16(tile, rng, isa, assert_accurate):
 @every_tile
 @every_dtype
 @pytest.mark.parametrize("case", [case for case in BLOCKS if case.id != "batch0"], ids=str)
-def test_packed_weights(case, dtype, tile, isa, rng):
+def test_packed_weights(case, dtype, tile, kernels, rng):
     """Filters that were transformed before give the same bits, for any batch, and stay what they were."""
     problem = tile.make(rng, "forward", case.x, case.filters, case.padding, case.groups)
     source, weight = problem.source.astype(dtype), problem.weight.astype(dtype)
@@ -579,14 +620,18 @@ def test_packed_weights(case, dtype, tile, isa, rng):
         with fastconv.options(num_threads=threads):
             np.testing.assert_array_equal(fastconv.conv2d(source, packed, bias, **how, activation="relu"), want)
     np.testing.assert_array_equal(fastconv.conv2d(source[:1], packed, bias, **how, activation="relu"), want[:1])
-    assert (packed.algorithm, packed.backend, packed.isa) == ("winograd", "cython", isa)
+    assert packed.algorithm == "winograd"
+    if kernels == "numba":  # which has the weight as it was
+        assert (packed.backend, packed.isa) == ("numba", None)
+        return
+    assert (packed.backend, packed.isa) == ("cython", kernels)
     transformed = tile.cells**2 * case.filters * case.x[1] // case.groups * weight.itemsize
     assert packed.nbytes >= weight.nbytes + transformed
     assert f"{packed.nbytes:,}" in repr(packed)
 
 
 @every_tile
-def test_packed_weights_that_are_not_finite(tile, isa, rng):
+def test_packed_weights_that_are_not_finite(tile, kernels, rng):
     problem = tile.make(rng, "forward", (2, 4, 6, 7), 5, 1)
     for array in (problem.source, problem.weight):
         array[1, 2, 0, 1] = inf
@@ -597,6 +642,7 @@ def test_packed_weights_that_are_not_finite(tile, isa, rng):
     np.testing.assert_array_equal(fastconv.conv2d(source, packed, None, 1, 1), want)
 
 
+@needs_native
 @every_tile
 def test_packed_weights_elsewhere(tile, rng, assert_accurate):
     """Another dtype, and another instruction set than that of the handle, have the weight as it is."""
@@ -618,6 +664,7 @@ def test_packed_weights_elsewhere(tile, rng, assert_accurate):
         fastconv.conv2d(problem.source, packed, None, 1, 1)
 
 
+@needs_native
 def test_packed_weights_that_are_too_large():
     """A handle that cannot be had is refused by its size, before it is allocated."""
     weight = np.broadcast_to(np.float32(1), (2**20, 2**18, 3, 3))
@@ -657,7 +704,7 @@ def with_cells(array: np.ndarray, cells: dict[tuple[int, ...], float]) -> np.nda
 @every_direction
 @every_dtype
 @pytest.mark.parametrize("value", [nan, inf, -inf], ids=str)
-def test_one_cell_that_is_not_finite(value, dtype, direction, tile, isa, rng):
+def test_one_cell_that_is_not_finite(value, dtype, direction, tile, kernels, rng):
     """In each row and column of a tile, in the first and last image, next to borders and in a tile's middle."""
     problem = tile.make(rng, direction, (3, 4, 9, 10), 5, 1)
     n, c, h, w = problem.source.shape
@@ -674,7 +721,7 @@ def test_one_cell_that_is_not_finite(value, dtype, direction, tile, isa, rng):
 @every_direction
 @every_dtype
 @pytest.mark.parametrize("value", [nan, inf, -inf], ids=str)
-def test_one_weight_that_is_not_finite(value, dtype, direction, tile, isa, rng):
+def test_one_weight_that_is_not_finite(value, dtype, direction, tile, kernels, rng):
     """Every tap: over padding an infinite one gives NaN forward, and nothing at all backward (rule 3)."""
     problem = tile.make(rng, direction, (2, 4, 6, 7), 5, 1)
     for i in range(tile.taps**2):
@@ -685,7 +732,7 @@ def test_one_weight_that_is_not_finite(value, dtype, direction, tile, isa, rng):
 
 @every_tile
 @every_dtype
-def test_a_weight_that_is_not_finite_where_filters_are_not_kept(dtype, tile, isa, rng):
+def test_a_weight_that_is_not_finite_where_filters_are_not_kept(dtype, tile, kernels, rng):
     channels = large(tile, dtype)
     problem = tile.make(rng, "forward", (1, channels, 3, 5), channels, 1)
     weight = with_cells(problem.weight, {(channels - 1, channels - 1, 2, 0): inf})
@@ -695,7 +742,7 @@ def test_a_weight_that_is_not_finite_where_filters_are_not_kept(dtype, tile, isa
 @every_tile
 @every_dtype
 @pytest.mark.parametrize("threads", [1, 3])
-def test_one_spoiled_cell_among_many_blocks(dtype, threads, tile, isa, rng):
+def test_one_spoiled_cell_among_many_blocks(dtype, threads, tile, kernels, rng):
     """Whichever thread finds it: in the first block, in one in the middle, and in the last."""
     problem = tile.make(rng, "forward", (5, 8, 45, 45), 9, 1)
     with fastconv.options(num_threads=threads):
@@ -706,7 +753,7 @@ def test_one_spoiled_cell_among_many_blocks(dtype, threads, tile, isa, rng):
 
 @every_tile
 @every_dtype
-def test_relu_does_not_hide_what_is_not_finite(dtype, tile, isa, rng):
+def test_relu_does_not_hide_what_is_not_finite(dtype, tile, kernels, rng):
     """An infinity turns a whole tile into NaN or -inf: ReLU would make zeros of the latter, and they were numbers."""
     problem = tile.make(rng, "forward", (1, 2, 9, 9), 3, 1)
     weight = np.abs(problem.weight) + 0.1
@@ -724,7 +771,7 @@ def test_relu_does_not_hide_what_is_not_finite(dtype, tile, isa, rng):
 @every_tile
 @every_dtype
 @pytest.mark.parametrize("value", [nan, inf, -inf], ids=str)
-def test_a_bias_that_is_not_finite(value, dtype, tile, isa, rng):
+def test_a_bias_that_is_not_finite(value, dtype, tile, kernels, rng):
     problem = tile.make(rng, "forward", (2, 3, 6, 7), 8, 1)
     bias = with_cells(rng.standard_normal(8), {(6,): value}).astype(dtype)
     for activation in (None, "relu"):
@@ -736,7 +783,7 @@ def test_a_bias_that_is_not_finite(value, dtype, tile, isa, rng):
 @every_direction
 @every_dtype
 @pytest.mark.parametrize("where", ["source", "weight"])
-def test_numbers_so_large_that_only_the_transforms_overflow(where, dtype, direction, tile, isa, rng):
+def test_numbers_so_large_that_only_the_transforms_overflow(where, dtype, direction, tile, kernels, rng):
     """Finite inputs, finite results: the transforms add up more than the definition does, and are noticed."""
     largest = float(np.finfo(dtype).max)
     problem = tile.make(rng, direction, (2, 1, 9, 10), 1, 1)
@@ -754,7 +801,7 @@ def test_numbers_so_large_that_only_the_transforms_overflow(where, dtype, direct
 
 @pytest.mark.parametrize("tile", [tile for tile in TILES if tile.cells == 6], ids=str, indirect=True)
 @every_dtype
-def test_overflow_anywhere_on_the_way(dtype, tile, isa, rng):
+def test_overflow_anywhere_on_the_way(dtype, tile, kernels, rng):
     """Numbers on the brink, so that it is now one transform and now another that overflows, to inf, to -inf or to NaN.
 
     In the output transform it may be to -inf alone, which ReLU would make zeros of. F(2,3) is not among the tiles: it
@@ -775,7 +822,7 @@ def test_overflow_anywhere_on_the_way(dtype, tile, isa, rng):
 
 @every_tile
 @every_dtype
-def test_sums_that_overflow_in_the_definition_too(dtype, tile, isa, rng):
+def test_sums_that_overflow_in_the_definition_too(dtype, tile, kernels, rng):
     largest = float(np.finfo(dtype).max)
     problem = tile.make(rng, "forward", (1, 3, 9, 9), 4, 1)
     source = with_cells(problem.source, {(0, 1, 4, 5): largest})
@@ -785,7 +832,7 @@ def test_sums_that_overflow_in_the_definition_too(dtype, tile, isa, rng):
 
 
 @every_tile
-def test_what_is_not_finite_keeps_to_itself_in_a_given_out(tile, rng, isa, poisoned):
+def test_what_is_not_finite_keeps_to_itself_in_a_given_out(tile, rng, kernels, poisoned):
     """An `out` is filled anew after Winograd has written to it, and nothing beside it."""
     problem = tile.make(rng, "forward", (1, 2, 7, 7), 3, 1)
     source = poisoned.place(with_cells(problem.source, {(0, 0, 0, 0): inf}).astype("float32"))
@@ -799,17 +846,17 @@ def test_what_is_not_finite_keeps_to_itself_in_a_given_out(tile, rng, isa, poiso
 @every_direction
 @every_dtype
 @pytest.mark.parametrize("value", [nan, inf], ids=str)
-def test_only_spoiled_rows_of_tiles_are_computed_again(value, dtype, direction, tile, isa, rng, monkeypatch):
+def test_only_spoiled_rows_of_tiles_are_computed_again(value, dtype, direction, tile, kernels, rng, monkeypatch):
     """A cell that is not finite costs the rows of tiles that see it; all others have the bits that they have without it."""
     problem = tile.make(rng, direction, (3, 4, 30, 11), 5, 1)
     clean = problem(dtype)
-    definition, made = getattr(CythonBackend, f"direct_{direction}"), []
+    definition, made = getattr(backend_in_force(), f"direct_{direction}"), []
 
-    def noted(self: CythonBackend, *arguments: Any) -> None:
+    def noted(self: Any, *arguments: Any) -> None:
         made.append(next(a for a in reversed(arguments) if isinstance(a, np.ndarray)).shape)  # the last array is `out`
         definition(self, *arguments)
 
-    monkeypatch.setattr(CythonBackend, f"direct_{direction}", noted)
+    monkeypatch.setattr(backend_in_force(), f"direct_{direction}", noted)
     before = 1 if direction == "forward" else tile.taps - 2
     tops = np.arange(0, clean.shape[2], tile.size) - before  # first row that each row of tiles sees
     for image, row in ((0, 0), (1, 13), (1, 14), (1, 15), (1, 16), (2, problem.source.shape[2] - 1)):
@@ -825,7 +872,7 @@ def test_only_spoiled_rows_of_tiles_are_computed_again(value, dtype, direction, 
 
 
 @every_tile
-def test_bands_apart_from_each_other(tile, isa, rng):
+def test_bands_apart_from_each_other(tile, kernels, rng):
     """Several bands of one image, and bands that reach its ends."""
     for direction in DIRECTIONS:
         problem = tile.make(rng, direction, (2, 3, 41, 9), 4, 1)
@@ -841,7 +888,7 @@ def test_a_band_is_a_convolution_of_its_own(direction, padding, taps, rng):
     """Any rows of the result, from the rows that they see: the same whole numbers."""
     x, weight = (rng.integers(-4, 5, shape).astype(float) for shape in ((2, 2, 7, 6), (3, 2, taps, taps)))
     geometry = conv2d_geometry(x.shape, weight.shape, padding=padding)
-    backend, source = CythonBackend(), x
+    backend, source = dispatch.backend(), x
     if direction == "backward_data":
         if max(*geometry.pads[0], *geometry.pads[1]) >= taps:
             pytest.skip("not Winograd's")
@@ -863,7 +910,7 @@ def test_a_band_is_a_convolution_of_its_own(direction, padding, taps, rng):
 
 @every_tile
 @every_direction
-def test_the_same_bits_for_any_number_of_threads_where_something_is_not_finite(direction, tile, isa, rng):
+def test_the_same_bits_for_any_number_of_threads_where_something_is_not_finite(direction, tile, kernels, rng):
     problem = tile.make(rng, direction, (5, 8, 45, 45), 9, 1)
     spoiled = Problem(direction, with_cells(problem.source, {(0, 7, 0, 0): nan, (3, 1, 22, 30): inf}), problem.weight,
                       problem.arguments)
@@ -897,14 +944,14 @@ PAINFUL: dict[str, Callable[[np.random.Generator, np.ndarray], np.ndarray]] = {
 @every_direction
 @every_dtype
 @pytest.mark.parametrize("kind", PAINFUL)
-def test_errors_on_inputs_that_hurt(kind, dtype, direction, tile, isa, rng, assert_accurate):
+def test_errors_on_inputs_that_hurt(kind, dtype, direction, tile, kernels, rng, assert_accurate):
     problem = tile.make(rng, direction, (2, 17, 13, 14), 9, 1)
     problem = Problem(direction, PAINFUL[kind](rng, problem.source), problem.weight, problem.arguments)
     assert_accurate(problem(dtype), *problem.expected(dtype), algorithm="winograd")
 
 
 @every_dtype
-def test_a_laplacian_of_a_constant_image(dtype, isa, rng, assert_accurate):
+def test_a_laplacian_of_a_constant_image(dtype, kernels, rng, assert_accurate):
     """All of the output cancels: what is left is error, which is measured against the terms."""
     problem = Problem("forward", np.full((1, 3, 12, 12), 1000.1), np.broadcast_to(LAPLACIAN, (2, 3, 3, 3)).copy(),
                       {"padding": 0})
@@ -915,7 +962,7 @@ def test_a_laplacian_of_a_constant_image(dtype, isa, rng, assert_accurate):
 
 @every_tile
 @every_direction
-def test_512_channels(direction, tile, isa, rng, assert_accurate):
+def test_512_channels(direction, tile, kernels, rng, assert_accurate):
     """The bound of rule 14 for the largest error, and one for the mean error, which tells the points apart."""
     problem = tile.make(rng, direction, (1, 512, 14, 13), 32, 1) if direction == "forward" else \
         tile.make(rng, direction, (1, 32, 14, 13), 512, 1)
@@ -935,7 +982,7 @@ ERRORS = {Tile(4, 3): (5e-6, 1.5e-6), Tile(3, 4): (5e-6, 1.3e-6), Tile(2, 3): (1
 
 
 @every_direction
-def test_denormals(direction, isa, rng):
+def test_denormals(direction, kernels, rng):
     """Outputs are denormal or nearly so: the error bound is still kept, and nothing is flushed to zero."""
     problem = Problem.make(rng, direction, (2, 16, 9, 10), 8, 1)
     for scale in (1e-37, 1e-38, 1e-39):
@@ -1021,7 +1068,7 @@ def test_gradients_of_blocks(case, dtype, isa, rng, assert_accurate, monkeypatch
     def refuse(*ignored: Any) -> None:
         raise AssertionError("finite numbers were computed by the direct algorithm")
 
-    monkeypatch.setattr(CythonBackend, "direct_backward_weight", refuse)
+    monkeypatch.setattr(backend_in_force(), "direct_backward_weight", refuse)
     monkeypatch.setattr(dispatch, "SERIAL_FLOPS", 0)
     problem = Gradient.make(rng, case.x, case.filters, case.padding, case.groups)
     results = []
@@ -1080,6 +1127,7 @@ def test_gradients_of_many_pixels(isa, rng, assert_accurate):
     assert np.sqrt(np.mean((got - want) ** 2) / np.mean(want**2)) <= 1.5e-6
 
 
+@needs_native
 def test_gradients_that_there_is_no_kernel_for(rng):
     x = np.ones((1, 4, 12, 12), "float32")
     for taps, how in ((5, {}), (1, {}), (3, {"stride": 2}), (3, {"dilation": 2})):
@@ -1091,6 +1139,7 @@ def test_gradients_that_there_is_no_kernel_for(rng):
             fastconv.conv2d_backward_weight(dout, x, shape, **how, algorithm="winograd")
 
 
+@needs_native
 @pytest.mark.parametrize(("x", "filters", "taken"), [
     ((4, 64, 224, 224), 64, True), ((4, 256, 56, 56), 256, True), ((4, 512, 14, 14), 512, True), ((8, 64, 56, 56), 64, True),
     ((8, 512, 7, 7), 512, True), ((1, 256, 14, 14), 256, True), ((1, 512, 2, 2), 512, False), ((8, 1, 28, 28), 1, False)],
@@ -1111,7 +1160,13 @@ def test_the_choice_for_gradients(x, filters, taken):
 # --- the choice -------------------------------------------------------------------------------------------------------
 
 
-def test_strict_never_uses_it(rng):
+@every_backend
+def test_strict_never_uses_it(backend, rng):
+    with fastconv.options(backend=backend):
+        strict_never_uses_it(rng)
+
+
+def strict_never_uses_it(rng: np.random.Generator) -> None:
     x, weight = rng.standard_normal((4, 64, 28, 28)).astype("float32"), np.ones((64, 64, 3, 3), "float32")
     dout = x
     for direction in DIRECTIONS:
@@ -1178,13 +1233,14 @@ CHOICES = (
     ((2, 512, 7, 7), 512, True), ((1, 8, 2, 2), 8, False), ((1, 1, 5, 5), 1, False), ((1, 64, 1, 1), 64, False))
 
 
+@every_backend
 @every_direction
 @pytest.mark.parametrize(("x", "filters", "taken"), CHOICES, ids=str)
-def test_the_choice_and_its_reason(x, filters, taken, direction):
+def test_the_choice_and_its_reason(x, filters, taken, direction, backend):
     """A pure function of the geometry: not of what was chosen before, nor of the number of threads."""
     weight = (filters, x[1], 3, 3)
     geometry = conv2d_geometry(x, weight, padding=1)
-    settings = Settings(backend="cython", accuracy="standard")
+    settings = Settings(backend=backend, accuracy="standard")
     arguments = (direction, geometry, np.dtype("float32"), settings)
     plan = dispatch.select(*arguments)
     assert (plan.algorithm == "winograd") == taken
@@ -1195,7 +1251,7 @@ def test_the_choice_and_its_reason(x, filters, taken, direction):
     with fastconv.options(workspace_limit=0, accuracy="strict"):  # not its arguments
         assert dispatch.select(*arguments) == plan
     reasons = {candidate.algorithm: candidate.reason for candidate in plan.candidates}
-    figure = f"{dispatch.estimate('winograd', direction, geometry):.2f}"
+    figure = f"{dispatch.estimate('winograd', direction, geometry, backend):.2f}"
     assert figure in reasons["winograd"]
     assert ("the least" in reasons["winograd"]) == taken
     if taken:
@@ -1205,15 +1261,16 @@ def test_the_choice_and_its_reason(x, filters, taken, direction):
     assert {c.algorithm: c.reason for c in asked.candidates}["winograd"] == "asked for"
 
 
+@every_backend
 @every_direction
 @pytest.mark.parametrize(("x", "filters", "taken"), CHOICES, ids=str)
-def test_scratch_is_bounded(x, filters, taken, direction):
-    """At most 16 MB for each thread, of any batch size."""
-    for batch, threads in itertools.product((x[0], 1000), (1, 2, 8)):
+def test_scratch_is_bounded(x, filters, taken, direction, backend):
+    """At most 16 MB for each thread, of any batch size; Numba's 8."""
+    for batch, threads, dtype in itertools.product((x[0], 1000), (1, 2, 8), DTYPES if backend == "numba" else DTYPES[:1]):
         geometry = conv2d_geometry((batch, *x[1:]), (filters, x[1], 3, 3), padding=1)
-        plan = dispatch.select(direction, geometry, np.dtype("float32"),
-                               Settings(backend="cython", accuracy="standard"), "winograd", threads)
-        assert plan.workspace_bytes <= 16_000_000 * threads
+        plan = dispatch.select(direction, geometry, np.dtype(dtype),
+                               Settings(backend=backend, accuracy="standard"), "winograd", threads)
+        assert plan.workspace_bytes <= (8_000_000 if backend == "numba" else 16_000_000) * threads
 
 
 def test_a_workspace_limit_is_obeyed(rng):
@@ -1247,7 +1304,7 @@ STRIDED = (
 @pytest.mark.parametrize("threads", [1, 3])
 @every_dtype
 @pytest.mark.parametrize("case", STRIDED, ids=str)
-def test_strides(case, dtype, threads, isa, rng, assert_accurate):
+def test_strides(case, dtype, threads, kernels, rng, assert_accurate):
     x_shape, weight_shape, stride, padding, groups = case
     x, weight, bias = (rng.standard_normal(shape).astype(dtype) for shape in (x_shape, weight_shape, weight_shape[:1]))
     how = {"stride": stride, "padding": padding, "groups": groups}
@@ -1265,7 +1322,7 @@ def test_strides(case, dtype, threads, isa, rng, assert_accurate):
 
 @pytest.mark.parametrize("threads", [1, 3])
 @pytest.mark.parametrize("case", STRIDED[:3], ids=str)
-def test_a_few_images_at_a_time_are_the_same_bits(case, threads, isa, rng, monkeypatch):
+def test_a_few_images_at_a_time_are_the_same_bits(case, threads, kernels, rng, monkeypatch):
     x_shape, weight_shape, stride, padding, groups = case
     x, weight = (rng.standard_normal(shape) for shape in (x_shape, weight_shape))
     x[-1, 0, 3, 3] = nan  # the filters are needed again when the first images have been computed again
@@ -1285,7 +1342,7 @@ def test_a_few_images_at_a_time_are_the_same_bits(case, threads, isa, rng, monke
 
 @every_dtype
 @pytest.mark.parametrize("case", STRIDED[:5], ids=str)
-def test_strides_and_what_is_not_finite(case, dtype, isa, rng):
+def test_strides_and_what_is_not_finite(case, dtype, kernels, rng):
     x_shape, weight_shape, stride, padding, groups = case
     x, weight = (rng.standard_normal(shape).astype(dtype) for shape in (x_shape, weight_shape))
     how = {"stride": stride, "padding": padding, "groups": groups}
@@ -1305,7 +1362,7 @@ def test_strides_and_what_is_not_finite(case, dtype, isa, rng):
 @pytest.mark.parametrize(("taps", "stride"), [(3, 2), (5, 3), (2, 3)])
 def test_a_band_with_strides_is_a_convolution_of_its_own(taps, stride, padding, rng):
     x, weight = (rng.integers(-4, 5, shape).astype(float) for shape in ((2, 2, 13, 9), (3, 2, taps, taps)))
-    geometry, backend = conv2d_geometry(x.shape, weight.shape, stride, padding), CythonBackend()
+    geometry, backend = conv2d_geometry(x.shape, weight.shape, stride, padding), dispatch.backend()
     want = reference.conv2d(x, weight, None, stride, padding)
     for start, stop in itertools.combinations(range(want.shape[2] + 1), 2):
         band = winograd.band("forward", geometry, 1, start, stop)
@@ -1317,6 +1374,7 @@ def test_a_band_with_strides_is_a_convolution_of_its_own(taps, stride, padding, 
         np.testing.assert_array_equal(got[0], want[1, :, band.rows])
 
 
+@needs_native
 def test_which_strides():
     assert fastconv.plan_conv2d((8, 3, 227, 227), (96, 3, 11, 11), 4).algorithm == "winograd"
     assert fastconv.plan_conv2d((8, 3, 224, 224), (64, 3, 7, 7), 2, 3).algorithm == "winograd"

@@ -9,9 +9,11 @@ from typing import Any
 
 import numpy as np
 
-from .. import im2col_gemm
-from ..backends import KERNEL_DTYPES, Array, Budget, NumpyBackend
+from .. import im2col_gemm, memory
+from .. import winograd as tiles  # the package's own name is that of its kernels
+from ..backends import KERNEL_DTYPES, Array, Budget, NumpyBackend, WinogradFilters, phase_bytes
 from ..geometry import Conv2dGeometry, Pool2dGeometry, Window2dGeometry
+from . import costs
 
 #: Beyond what the kernels' own arithmetic could hold, and any memory.
 _TOO_MUCH = 2**62
@@ -21,6 +23,9 @@ class NumbaBackend(NumpyBackend):
     """The kernels of this package; what they have none for is the reference's, as with the Cython backend."""
 
     name = "numba"
+
+    def estimate(self, algorithm: str, operation: str, geometry: Conv2dGeometry) -> float | None:
+        return costs.estimate(algorithm, operation, geometry)
 
     def direct_unsupported(self, operation: str, geometry: Conv2dGeometry, dtype: np.dtype) -> str | None:
         if dtype in KERNEL_DTYPES:
@@ -54,6 +59,43 @@ class NumbaBackend(NumpyBackend):
 
         if not direct.backward_weight(dout, x, geometry, out, budget.threads):
             im2col_gemm.backward_weight(self, dout, x, geometry, out, im2col_gemm.modest(budget))
+
+    def winograd_unsupported(self, operation: str, geometry: Conv2dGeometry, dtype: np.dtype) -> str | None:
+        why_not = tiles.unsupported(operation, geometry)
+        if why_not is None and operation == "backward_data":
+            why_not = tiles.too_much_padding(geometry)
+        return self.direct_unsupported(operation, geometry, dtype) if why_not is None else why_not
+
+    def winograd_bytes(self, operation: str, geometry: Conv2dGeometry, dtype: np.dtype, threads: int) -> int:
+        from . import winograd
+
+        images = tiles.images_at_once(geometry)
+        phases = tiles.of_phases(geometry, images)
+        last = tiles.of_phases(geometry, max(geometry.batch - 1, 0) % images + 1)  # of those whose phases are made together
+        return (max(winograd.workspace(operation, these, dtype.itemsize, threads) for these in (phases, last))
+                + sum(phase_bytes(geometry, phases, dtype)))
+
+    def winograd_forward(self, x: Array, weight: Array, bias: Array | None, relu: bool, geometry: Conv2dGeometry,
+                         out: Array, budget: Budget) -> None:
+        filters = WinogradFilters(tiles.largest_tile(geometry), weight, None)
+        self._winograd_by_phases(x, filters, bias, relu, geometry, out, budget)
+
+    def _winograd_convolve(self, source: Array, filters: WinogradFilters, weight: Array, bias: Array | None, relu: bool,
+                           geometry: Conv2dGeometry, out: Array, result_bytes: int, work: Array, threads: int) -> Array | None:
+        from . import winograd
+
+        return winograd.convolution("forward", source, weight, bias, relu, geometry, out, work, threads)
+
+    def winograd_backward_data(self, dout: Array, weight: Array, geometry: Conv2dGeometry, out: Array,
+                               budget: Budget, bias: Array | None = None) -> None:
+        from . import winograd
+
+        def direct(dout: Array, geometry: Conv2dGeometry, out: Array, budget: Budget) -> None:
+            self.direct_backward_data(dout, weight, geometry, out, budget, bias)
+
+        with memory.scratch_block(budget.nbytes) as work:
+            spoiled = winograd.convolution("backward_data", dout, weight, bias, False, geometry, out, work, budget.threads)
+        self._recompute("backward_data", direct, dout, geometry, out, budget, tiles.largest_tile(geometry), spoiled)
 
     def bias_gradient(self, dout: Array, out: Array, threads: int) -> None:
         from . import direct

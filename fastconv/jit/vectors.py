@@ -476,6 +476,53 @@ def turn_block(typing, to, o, line, source, at, pitch, count):
     return types.void(to, word, word, source, word, word, word), generate
 
 
+def thirds(j: int) -> tuple[Any, Any]:
+    """Functions of three vectors: every third cell of a, b and c, from the j-th on; and the j-th of three vectors that have
+    a[0], b[0], c[0], a[1], ..."""
+    def typed(a: Any, b: Any, c: Any, orders: tuple[Callable[[int], list[int]], Callable[[int], list[int]]]) -> Any:
+        def generate(context, builder, signature, args):  # what two of them have, then the rest
+            two = _permute(builder, args[0], args[1], orders[0](a.lanes))
+            return _permute(builder, two, args[2], orders[1](a.lanes))
+
+        return (a(a, b, c), generate) if a == b == c else None
+
+    @intrinsic
+    def every_third(typing, a, b, c):
+        return typed(a, b, c, (lambda n: [3 * i + j if 3 * i + j < 2 * n else 0 for i in range(n)],
+                               lambda n: [i if 3 * i + j < 2 * n else 3 * i + j - n for i in range(n)]))
+
+    @intrinsic
+    def in_turn(typing, a, b, c):
+        return typed(a, b, c, (lambda n: [(j * n + i) % 3 * n % (2 * n) + (j * n + i) // 3 for i in range(n)],
+                               lambda n: [i if (j * n + i) % 3 < 2 else n + (j * n + i) // 3 for i in range(n)]))
+
+    return every_third, in_turn
+
+
+@intrinsic
+def turn(typing, to, at, source, start, step):
+    """to[at + j*lanes + i] = source[start + i*step + j], for i and j below lanes: a square, turned in registers."""
+    kind = _of(to)
+    if to.dtype != source.dtype or to.dtype not in (types.float32, types.float64):
+        return None
+
+    def generate(context, builder, signature, args):
+        word, n, align = args[1].type, kind.lanes, kind.bits // 8
+        rows = []
+        for i in range(n):
+            row = builder.add(args[3], builder.mul(args[4], word(i)))
+            rows.append(builder.load(_pointer(context, builder, signature.args[2], args[2], row, kind.value), align=align))
+        halves = [[i // 2 + i % 2 * n + part for i in range(n)] for part in (0, n // 2)]
+        for _ in range(n.bit_length() - 1):  # perfect shuffles: after as many as there are bits in a lane's number
+            rows = [_permute(builder, rows[i // 2], rows[i // 2 + n // 2], halves[i % 2]) for i in range(n)]
+        for j, row in enumerate(rows):
+            there = builder.add(args[1], word(j * n))
+            builder.store(row, _pointer(context, builder, signature.args[0], args[0], there, kind.value), align=align)
+        return context.get_dummy_value()
+
+    return types.void(to, types.intp, source, types.intp, types.intp), generate
+
+
 # --- arithmetic -------------------------------------------------------------------------------------------------------
 
 
@@ -489,6 +536,16 @@ def plus(typing, a, b):
 
     def generate(context, builder, signature, args):
         return builder.fadd(*args)
+
+    return (a(a, b), generate) if _real(a, b) else None
+
+
+@intrinsic
+def minus(typing, a, b):
+    """a - b"""
+
+    def generate(context, builder, signature, args):
+        return builder.fsub(*args)
 
     return (a(a, b), generate) if _real(a, b) else None
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
 
 from ..backends import KERNEL_DTYPES, Budget
-from ..geometry import conv2d_geometry, pool2d_geometry, unpool2d_geometry, window2d_geometry
+from ..geometry import Conv2dGeometry, conv2d_geometry, pool2d_geometry, unpool2d_geometry, window2d_geometry
 from . import NumbaBackend
 
 
@@ -78,6 +79,8 @@ def _calls(dtype: np.dtype, threads: int) -> Iterator[Callable[[], Any]]:
     many, dout, dx = (np.zeros(shape, dtype) for shape in (large.weight_shape, large.output_shape, large.input_shape))
     yield lambda: backend.direct_backward_data(dout, many, large, dx, budget)
     yield lambda: backend.direct_backward_weight(out, x, geometry, weight, budget)
+    for taps in (3, 4, 5):  # Winograd's tiles have a kernel each
+        yield partial(_by_winograd, backend, conv2d_geometry((2, 8, 40, 40), (8, 8, taps, taps)), dtype, threads)
     yield lambda: backend.bias_gradient(out, np.zeros(8, dtype), budget.threads)
     # planes by themselves, with stride 1 and, where the gradient is another kernel's, 2
     one = conv2d_geometry(x.shape, (2, 1, 3, 3), 1, 1, 1, 2)
@@ -96,6 +99,12 @@ def _calls(dtype: np.dtype, threads: int) -> Iterator[Callable[[], Any]]:
     yield lambda: backend.max_pool_backward(spots, places, unpool2d_geometry(spots.shape, spots.shape, (1, 1, 8, 8)),
                                             np.zeros((1, 1, 8, 8), dtype), threads)
     yield lambda: backend.avg_pool(x, pool, True, None, small, threads)
+
+
+def _by_winograd(backend: NumbaBackend, geometry: Conv2dGeometry, dtype: np.dtype, threads: int) -> None:
+    x, weight, out = (np.zeros(shape, dtype) for shape in (geometry.input_shape, geometry.weight_shape, geometry.output_shape))
+    budget = Budget(threads, backend.winograd_bytes("forward", geometry, dtype, threads))
+    backend.winograd_forward(x, weight, None, False, geometry, out, budget)
 
 
 def _direct() -> Any:
