@@ -1084,7 +1084,7 @@ def test_info_warm_up_tells_each_kernel_once(capsys):
     printed = run_script("""
         from fastconv.cli import main
         raise SystemExit(main(["info", "--warm-up"]))
-    """, timeout=300)
+    """, timeout=600)
     kernel = r"^ +[\d.]+ s  (\w+\.\w+ float\d\d, .* threads?) \((?:compiled|from the cache)\)$"
     lines = re.findall(kernel, printed, re.M)
     assert len(set(lines)) == len(lines)
