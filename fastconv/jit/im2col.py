@@ -15,8 +15,9 @@ channel), (image, row of output) or (channel, row of output) items.
 - "columns": what a tap sees of a row of the image is a vector after the other, masked where it reaches over the image's
   edge; col2im gathers: each row of the image is the sum of the rows of columns that see it, added up in registers.
 - "rows": some channels' rows are copied between padding first. Then every row of a window is one move of 4, 8 or 16
-  cells, of which the next row overwrites what is too much; on the way back, one addition of as many. Windows of 2x2 cells,
-  two apart, are turned in registers instead: eight vectors are four channels of eight windows.
+  cells, of which the next row overwrites what is too much. On the way back blocks of windows and taps, a vector each, are
+  turned on the stack, so that what a tap gives is a row; where windows are more than two apart, one addition of as many cells.
+  Windows of 2x2 cells, two apart, are turned in registers: eight vectors are four channels of eight windows.
 - "cs231n": plain loops over the images.
 
 Results that no cache holds go past the caches, by way of a buffer on the stack (`vectors.send`).

@@ -11,6 +11,10 @@ What it compiles to (Numba 0.68 with LLVM 22, on AVX-512; from inspect_asm): max
 at stride 2 a vpermt2ps for each column. vmaxps has its own idea of NaN, so there is a vcmpunordps with each, and a band
 with any NaN is folded once more with comparisons and masks. A tap that competes is vmaxps, vcmpltps and a masked vmovdqa32:
 places are 32-bit numbers until they are stored. Strides beyond 2 gather, and adding at indices is scalar.
+
+The gradient of a maximum knows indices only. Where a plane's could all come from a common window (2x2 or 3x3, one or two apart)
+they are compared with their windows' places, and each cell takes what the windows that see it gave; any others are added up
+at their indices.
 """
 
 # mypy: allow-untyped-defs, allow-untyped-calls, allow-untyped-decorators
