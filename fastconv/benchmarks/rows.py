@@ -12,7 +12,8 @@ from .jobs import TRAINING, Job, WrongResult
 from .machine import CEILINGS, available_memory
 from .timing import Samples, interleave
 
-#: A first call that took less is made once more, to see how long one takes: it imports modules, makes plans and touches fresh memory.
+#: A first call that took less is made once more, to see how long one takes: it imports modules, makes plans, touches fresh
+#: memory.
 FIRST_CALL_SECONDS = 1.0
 
 Record = dict[str, Any]

@@ -25,6 +25,7 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 
@@ -1238,9 +1239,12 @@ def max_pool_backward(dout: Array, indices: Array, geometry: Window2dGeometry, o
     shift = max(min((cells // places).bit_length() - 1, 6), 0)
     fits = cells * dtype.itemsize <= _LOST_BYTES
     shape, windows = _chosen(geometry, out.nbytes >= STREAM_BYTES)
-    kinds = ((np.dtype(np.uint8 if dtype == np.float32 else np.uint16), min(1 << (cells >> shift).bit_length(), _COUNTS)),
-             (dtype, cells if fits else _OWNERS), (np.dtype(np.int64), 0 if fits else _OWNERS),
-             (np.dtype(np.int32), int((shape["oh"][0] + 1) * shape["line"][0]) if windows.size else 0))
+    counts = np.dtype(np.uint8 if dtype == np.float32 else np.uint16)
+    kinds: tuple[tuple[np.dtype[Any], int], ...] = (
+        (counts, min(1 << (cells >> shift).bit_length(), _COUNTS)),
+        (dtype, cells if fits else _OWNERS),
+        (np.dtype(np.int64), 0 if fits else _OWNERS),
+        (np.dtype(np.int32), int((shape["oh"][0] + 1) * shape["line"][0]) if windows.size else 0))
     nbytes = [-(-kind.itemsize * workers * size // 64) * 64 for kind, size in kinds]
     whole, at, parts = memory.scratch(sum(nbytes)), 0, []
     for (kind, size), length in zip(kinds, nbytes, strict=True):
