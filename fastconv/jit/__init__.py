@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from .. import im2col_gemm, memory
-from .. import winograd as tiles  # the package's own name is that of its kernels
+from .. import winograd as tiles_of  # the package's own names are those of its kernels
 from ..backends import KERNEL_DTYPES, Array, Budget, NumpyBackend, WinogradFilters, phase_bytes
 from ..geometry import Conv2dGeometry, Pool2dGeometry, Window2dGeometry
 from . import costs
@@ -61,23 +61,23 @@ class NumbaBackend(NumpyBackend):
             im2col_gemm.backward_weight(self, dout, x, geometry, out, im2col_gemm.modest(budget))
 
     def winograd_unsupported(self, operation: str, geometry: Conv2dGeometry, dtype: np.dtype) -> str | None:
-        why_not = tiles.unsupported(operation, geometry)
+        why_not = tiles_of.unsupported(operation, geometry)
         if why_not is None and operation == "backward_data":
-            why_not = tiles.too_much_padding(geometry)
+            why_not = tiles_of.too_much_padding(geometry)
         return self.direct_unsupported(operation, geometry, dtype) if why_not is None else why_not
 
     def winograd_bytes(self, operation: str, geometry: Conv2dGeometry, dtype: np.dtype, threads: int) -> int:
         from . import winograd
 
-        images = tiles.images_at_once(geometry)
-        phases = tiles.of_phases(geometry, images)
-        last = tiles.of_phases(geometry, max(geometry.batch - 1, 0) % images + 1)  # of those whose phases are made together
+        images = tiles_of.images_at_once(geometry)
+        phases = tiles_of.of_phases(geometry, images)
+        last = tiles_of.of_phases(geometry, max(geometry.batch - 1, 0) % images + 1)  # of those whose phases are made together
         return (max(winograd.workspace(operation, these, dtype.itemsize, threads) for these in (phases, last))
                 + sum(phase_bytes(geometry, phases, dtype)))
 
     def winograd_forward(self, x: Array, weight: Array, bias: Array | None, relu: bool, geometry: Conv2dGeometry,
                          out: Array, budget: Budget) -> None:
-        filters = WinogradFilters(tiles.largest_tile(geometry), weight, None)
+        filters = WinogradFilters(tiles_of.largest_tile(geometry), weight, None)
         self._winograd_by_phases(x, filters, bias, relu, geometry, out, budget)
 
     def _winograd_convolve(self, source: Array, filters: WinogradFilters, weight: Array, bias: Array | None, relu: bool,
@@ -95,7 +95,7 @@ class NumbaBackend(NumpyBackend):
 
         with memory.scratch_block(budget.nbytes) as work:
             spoiled = winograd.convolution("backward_data", dout, weight, bias, False, geometry, out, work, budget.threads)
-        self._recompute("backward_data", direct, dout, geometry, out, budget, tiles.largest_tile(geometry), spoiled)
+        self._recompute("backward_data", direct, dout, geometry, out, budget, tiles_of.largest_tile(geometry), spoiled)
 
     def bias_gradient(self, dout: Array, out: Array, threads: int) -> None:
         from . import direct
