@@ -18,7 +18,7 @@ from dataclasses import replace
 import numpy as np
 
 from fastconv.benchmarks import layers, peers
-from fastconv.benchmarks.jobs import CONVOLUTIONS, OPERATIONS, Job
+from fastconv.benchmarks.jobs import OPERATIONS, TRAINING, Job, layer_type
 from fastconv.benchmarks.timing import interleave
 
 #: Algorithms that do all multiplications, and do them themselves.
@@ -27,7 +27,7 @@ ALGORITHMS = ("direct", "implicit_gemm")
 #: The 7x7 filter on one plane is no layer of a network.
 EVERY_ROW = tuple(row for row in (*layers.CONV_ROWS, *layers.WINDOW_ROWS) if row.name != "plane-7x7")
 
-SUMMARY = tuple(name for name in OPERATIONS if name not in ("backward_data", "backward_weight"))
+SUMMARY = tuple(name for name in OPERATIONS if name not in ("backward_data", "backward_weight", TRAINING))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -44,7 +44,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     chosen = layers.choose(EVERY_ROW, args.layers)
     for threads in map(int, args.threads):
         for operation in args.operations:
-            kind = layers.ConvLayer if operation in CONVOLUTIONS else layers.WindowLayer
+            kind = layer_type(operation)
             parts = {}
             for layer in chosen:
                 if isinstance(layer, kind):
