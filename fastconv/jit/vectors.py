@@ -499,30 +499,6 @@ def thirds(j: int) -> tuple[Any, Any]:
     return every_third, in_turn
 
 
-@intrinsic
-def turn(typing, to, at, source, start, step):
-    """to[at + j*lanes + i] = source[start + i*step + j], for i and j below lanes: a square, turned in registers."""
-    kind = _of(to)
-    if to.dtype != source.dtype or to.dtype not in (types.float32, types.float64):
-        return None
-
-    def generate(context, builder, signature, args):
-        word, n, align = args[1].type, kind.lanes, kind.bits // 8
-        rows = []
-        for i in range(n):
-            row = builder.add(args[3], builder.mul(args[4], word(i)))
-            rows.append(builder.load(_pointer(context, builder, signature.args[2], args[2], row, kind.value), align=align))
-        halves = [[i // 2 + i % 2 * n + part for i in range(n)] for part in (0, n // 2)]
-        for _ in range(n.bit_length() - 1):  # perfect shuffles: after as many as there are bits in a lane's number
-            rows = [_permute(builder, rows[i // 2], rows[i // 2 + n // 2], halves[i % 2]) for i in range(n)]
-        for j, row in enumerate(rows):
-            there = builder.add(args[1], word(j * n))
-            builder.store(row, _pointer(context, builder, signature.args[0], args[0], there, kind.value), align=align)
-        return context.get_dummy_value()
-
-    return types.void(to, types.intp, source, types.intp, types.intp), generate
-
-
 # --- arithmetic -------------------------------------------------------------------------------------------------------
 
 

@@ -86,7 +86,7 @@ from .vectors import (
     store,
     thirds,
     times,
-    turn,
+    turn_block,
 )
 
 N, CELLS = 6, 36     # values in a row of a transformed tile, and in all of it
@@ -209,7 +209,7 @@ def transform_filters(job, group, panel, s0, s1, weights, u, to, half, taps):
         start = channel + s * job.step_c
         for t in range(0, size, lanes):
             if count == lanes and start + t + (lanes - 1) * job.step_k + lanes <= weights.size:
-                turn(taps, t * lanes, weights, start + t, job.step_k)
+                turn_block(taps, t * lanes, lanes, weights, start + t, job.step_k, lanes)
                 for i in range(lanes):
                     rolled()
                     ask(weights, start + t + i * job.step_k + far)

@@ -225,7 +225,8 @@ cdef void expect_pixels(const Gemm* job, const real* source, Py_ssize_t item, Py
         bottom = (f.first + (segment[s].stop - 1) // job.out_w + f.halo) * f.step_h + f.base_h
         if f.slots_h > 1:
             bottom += f.step_h - 1
-        top, bottom = most(top, 0), least(bottom + 1, f.h)
+        top = most(top, 0)
+        bottom = most(least(bottom + 1, f.h), top)  # all of it may be padding
         region.from_ = <const char*> (source + (((segment[s].image * job.groups + group) * job.sources + c0) * f.h + top) * f.w)
         region.planes = least(job.chunk, job.sources - c0)
         region.plane_step = f.h * line
