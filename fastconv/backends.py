@@ -72,6 +72,7 @@ class Backend(Protocol):
                              budget: Budget, bias: Array | None = None) -> None: ...
     def direct_backward_weight(self, dout: Array, x: Array, geometry: Conv2dGeometry, out: Array,
                                budget: Budget) -> None: ...
+    def matrix_product(self, a: Array, b: Array, out: Array, threads: int) -> None: ...
     def bias_gradient(self, dout: Array, out: Array, threads: int) -> None: ...
     def relu_gradient(self, dout: Array, y: Array, out: Array, threads: int) -> None: ...
     def im2col(self, x: Array, geometry: Window2dGeometry, layout: str, pad_value: Any, out: Array,
@@ -167,6 +168,10 @@ class NumpyBackend:
     def direct_backward_weight(self, dout: Array, x: Array, geometry: Conv2dGeometry, out: Array,
                                budget: Budget) -> None:
         out[...] = reference.conv2d_backward_weight_core(dout, x, geometry)
+
+    def matrix_product(self, a: Array, b: Array, out: Array, threads: int) -> None:
+        with np.errstate(all="ignore"):
+            np.matmul(a, b, out=out)
 
     def bias_gradient(self, dout: Array, out: Array, threads: int) -> None:
         # pixels first, pairwise because they are contiguous: keeps float32's error small over any number of them
@@ -435,6 +440,9 @@ class CythonBackend(NumpyBackend):
     def pooled_backward(self, dout: Array, indices: Array, y: Array | None, x: Array, geometry: Conv2dGeometry, dw: Array,
                         db: Array, threads: int) -> bool:
         return bool(self._kernels().chosen_backward(dout, indices, y, x, geometry, dw, db, memory.scratch, threads))
+
+    def matrix_product(self, a: Array, b: Array, out: Array, threads: int) -> None:
+        self._kernels().matrix_product(a, b, out, memory.scratch, threads)
 
     def bias_gradient(self, dout: Array, out: Array, threads: int) -> None:
         if dout.dtype not in KERNEL_DTYPES:

@@ -372,6 +372,11 @@ _select = lru_cache(maxsize=4096)(select)
 SERIAL_FLOPS = 2_000_000
 
 
+def product_threads(flops: int, settings: Settings | None = None) -> int:
+    """Threads that a call made now in this thread uses for so many multiplications and additions."""
+    return 1 if flops < SERIAL_FLOPS else _options.effective_threads(settings or _options.current())
+
+
 def plan(operation: str, geometry: Conv2dGeometry, dtype: np.dtype, algorithm: str) -> Plan:
     """The plan for a call made now in this thread. Plans are kept by all that they depend on."""
     settings = _options.current()
@@ -383,7 +388,7 @@ def plan(operation: str, geometry: Conv2dGeometry, dtype: np.dtype, algorithm: s
     elif settings.backend not in BACKENDS:
         raise NotImplementedError(f"backend {settings.backend!r} has no kernels yet; there are "
                                   f"{', '.join(map(repr, BACKENDS))}")
-    threads = 1 if geometry.flops < SERIAL_FLOPS else _options.effective_threads(settings)
+    threads = product_threads(geometry.flops, settings)
     return _select(operation, geometry, dtype, settings, algorithm, threads, isa)
 
 

@@ -601,6 +601,22 @@ def relu_backward(dout: ArrayLike, y: ArrayLike) -> Array:
     return result
 
 
+def matrix_product(a: Array, b: Array) -> Array:
+    """``a @ b`` of two matrices, either of which may be the transpose of a contiguous array.
+
+    By the backend in force: a product of NumPy's leaves its BLAS's threads spinning for a while, on the cores that the
+    convolutions before and behind it need (a training step took twice as long on two threads as on one).
+    """
+    dtype = _common_dtype(a, b)
+    if dtype not in KERNEL_DTYPES or not a.size or not b.size:
+        return np.asarray(a @ b)
+    left, right = (_prepared(name, array.T, dtype).T if array.flags.f_contiguous else _prepared(name, array, dtype)
+                   for name, array in (("a", a), ("b", b)))
+    result = memory.empty("the result", (len(a), b.shape[1]), dtype)
+    dispatch.backend().matrix_product(left, right, result, dispatch.product_threads(2 * result.size * len(b)))
+    return result
+
+
 def pooled_conv2d(x: ArrayLike, weight: ArrayLike, bias: ArrayLike | None, stride: Any, padding: Any, dilation: Any,
                   groups: int, activation: str | None, padding_mode: str, *, pool: tuple[Any, ...],
                   return_indices: bool) -> tuple[Array, Array | None, tuple[int, ...]]:

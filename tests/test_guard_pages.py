@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import ctypes
 import faulthandler
+import itertools
 import math
 import mmap
 import signal
@@ -25,7 +26,7 @@ from processes import start
 
 import fastconv
 from fastconv import memory
-from fastconv.functional import pooled_conv2d, pooled_conv2d_backward, relu_backward
+from fastconv.functional import matrix_product, pooled_conv2d, pooled_conv2d_backward, relu_backward
 from fastconv.geometry import LAYOUTS
 
 PAGE = mmap.PAGESIZE
@@ -216,6 +217,16 @@ def activations(arrays: Arrays, dtype: str) -> Iterator[Call]:
         yield f"relu_backward {size}", lambda a=arrays, y=y: relu_backward(a.copy(y), a.copy(y))
 
 
+def products(arrays: Arrays, dtype: str) -> Iterator[Call]:
+    for rows, terms, columns in ((1, 1, 1), (7, 300, 3), (100, 300, 100), (530, 17, 33), (33, 577, 67), (20, 100, 516)):
+        for a_turned, b_turned in itertools.product((False, True), repeat=2):
+            a, b = np.ones((terms, rows) if a_turned else (rows, terms), dtype), np.ones(
+                (columns, terms) if b_turned else (terms, columns), dtype)
+            yield f"matrix_product {rows} {terms} {columns} {a_turned} {b_turned}", \
+                lambda arrays=arrays, a=a, b=b, at=a_turned, bt=b_turned: matrix_product(
+                    arrays.copy(a).T if at else arrays.copy(a), arrays.copy(b).T if bt else arrays.copy(b))
+
+
 def pooled_gradients(arrays: Arrays, dtype: str) -> Iterator[Call]:
     for kernel in ((1, 1), (3, 2), (3, 3), (5, 5), (2, 7), (2, 8), (1, 9), (2, 16)):
         for channels, size, padding, stride in ((1, (19, 23), 0, 1), (3, (16, 16), 1, 1), (2, (17, 31), 2, 2)):
@@ -243,6 +254,7 @@ def everything(arrays: Arrays, backend: str, core: bool) -> Iterator[Call]:
         yield from newer_poolings(arrays, dtype)
         yield from activations(arrays, dtype)
         yield from pooled_gradients(arrays, dtype)
+        yield from products(arrays, dtype)
 
 
 def main(backend: str, isa: str, log: str) -> int:

@@ -12,7 +12,7 @@ import numpy as np
 from .. import im2col_gemm, memory
 from .. import winograd as tiles_of  # the package's own names are those of its kernels
 from ..backends import KERNEL_DTYPES, Array, Budget, NumpyBackend, WinogradFilters, phase_bytes
-from ..geometry import Conv2dGeometry, Pool2dGeometry, Window2dGeometry
+from ..geometry import Conv2dGeometry, Pool2dGeometry, Window2dGeometry, conv2d_geometry
 from . import costs
 
 #: Beyond what the kernels' own arithmetic could hold, and any memory.
@@ -96,6 +96,32 @@ class NumbaBackend(NumpyBackend):
         with memory.scratch_block(budget.nbytes) as work:
             spoiled = winograd.convolution("backward_data", dout, weight, bias, False, geometry, out, work, budget.threads)
         self._recompute("backward_data", direct, dout, geometry, out, budget, tiles_of.largest_tile(geometry), spoiled)
+
+    def matrix_product(self, a: Array, b: Array, out: Array, threads: int) -> None:
+        """A convolution with filters of 1x1, or a gradient of one: which one by how the matrices lie."""
+        from . import direct
+
+        def image(rows: Array) -> Array:
+            return rows[None, :, None]
+
+        def filters(rows: Array) -> Array:
+            return rows[:, :, None, None]
+
+        terms, size = a.shape[1], b.shape[1]
+        if not b.flags.c_contiguous:
+            if not a.flags.c_contiguous:
+                a = np.ascontiguousarray(a)
+            geometry = conv2d_geometry((1, size, 1, terms), (len(a), size, 1, 1), 1, 0, 1, 1)
+            made = direct.backward_weight(image(a), image(b.T), geometry, filters(out), threads)
+        elif a.flags.c_contiguous:
+            geometry = conv2d_geometry((1, terms, 1, size), (len(a), terms, 1, 1), 1, 0, 1, 1)
+            direct.forward(image(b), filters(a), None, False, geometry, image(out), threads)
+            made = True
+        else:
+            geometry = conv2d_geometry((1, len(a), 1, size), (terms, len(a), 1, 1), 1, 0, 1, 1)
+            made = direct.backward_data(image(b), filters(a.T), geometry, image(out), threads)
+        if not made:  # something is not finite
+            super().matrix_product(a, b, out, threads)
 
     def bias_gradient(self, dout: Array, out: Array, threads: int) -> None:
         from . import direct

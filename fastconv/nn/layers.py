@@ -28,8 +28,7 @@ from ..functional import (
     avg_pool2d_backward,
     conv2d,
     conv2d_backward,
-    conv2d_backward_data,
-    conv2d_backward_weight,
+    matrix_product,
     max_pool2d,
     max_pool2d_backward,
     pooled_conv2d,
@@ -466,26 +465,6 @@ class LocalResponseNorm(Layer):
         return f"{self.size}, alpha={self.alpha}, beta={self.beta}, k={self.k}"
 
 
-def _product(x: Array, weight: Array) -> Array:
-    """``x @ weight``: the rows of `x` are 1x1 filters over an image whose channels are the rows of `weight`.
-
-    By fastconv's kernels, because a matrix product of NumPy's leaves its BLAS's threads spinning for a while, on the cores
-    that the convolutions before and behind it need: a training step took twice as long on two threads as on one.
-    """
-    if not len(x):
-        return np.asarray(x @ weight)
-    return conv2d(weight[None, :, None], x[:, :, None, None])[0, :, 0]
-
-
-def _product_gradients(dout: Array, x: Array, weight: Array, need_x: bool) -> tuple[Array | None, Array]:
-    """``dout @ weight.T`` and ``x.T @ dout``: the gradients of that convolution's filters and of its image."""
-    if not len(x):
-        return (dout @ weight.T if need_x else None), x.T @ dout
-    filters, image, dout = x[:, :, None, None], weight[None, :, None], dout[None, :, None]
-    dx = conv2d_backward_weight(dout, image, filters.shape)[:, :, 0, 0] if need_x else None
-    return dx, conv2d_backward_data(dout, filters, image.shape)[0, :, 0]
-
-
 class Affine(Layer):
     """``x @ weight + bias`` of a batch of vectors, (N, in_features) -> (N, out_features).
 
@@ -525,7 +504,7 @@ class Affine(Layer):
         x, weight = np.asarray(x), self.params["weight"]
         if x.ndim != 2 or x.shape[1] != weight.shape[0]:
             raise ValueError(f"x must have the shape (N, {weight.shape[0]}), got {x.shape}")
-        out = _product(x, weight)
+        out = matrix_product(x, weight)
         if "bias" in self.params:
             out = out + self.params["bias"]
         self._x = x if self.training else None
@@ -534,7 +513,8 @@ class Affine(Layer):
     def backward(self, dout: npt.ArrayLike) -> Array | None:
         """Put the gradients of weight and bias into `grads`; return that of `x`, or None without `input_gradient`."""
         x, dout = self._kept(self._x), np.asarray(dout)
-        dx, self.grads["weight"] = _product_gradients(dout, x, self.params["weight"], self.input_gradient)
+        dx = matrix_product(dout, self.params["weight"].T) if self.input_gradient else None
+        self.grads["weight"] = matrix_product(x.T, dout)
         if "bias" in self.params:
             self.grads["bias"] = dout.sum(axis=0)
         return dx
