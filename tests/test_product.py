@@ -11,8 +11,9 @@ import fastconv
 from fastconv.functional import matrix_product
 
 # rows, terms, columns
-SHAPES = ((1, 1, 1), (2, 2, 5), (1, 7, 3), (9, 1, 70), (100, 700, 100), (100, 100, 700), (700, 100, 100), (7, 300, 3), (3, 5, 130),
-          (10, 100, 100), (100, 100, 10), (530, 600, 33), (33, 577, 67), (1030, 40, 20), (6, 288, 64), (17, 300, 516))
+SHAPES = ((1, 1, 1), (2, 2, 5), (1, 7, 3), (9, 1, 70), (100, 700, 100), (100, 100, 700), (700, 100, 100), (7, 300, 3),
+          (3, 5, 130), (10, 100, 100), (100, 100, 10), (530, 600, 33), (33, 577, 67), (1030, 40, 20), (6, 288, 64),
+          (17, 300, 516))
 
 
 def matrices(shape: tuple[int, int, int], turned: tuple[bool, bool], dtype: str) -> tuple[np.ndarray, np.ndarray]:
@@ -28,7 +29,8 @@ def matrices(shape: tuple[int, int, int], turned: tuple[bool, bool], dtype: str)
 def test_products(shape: tuple[int, int, int], turned: tuple[bool, bool], dtype: str, engine: Any) -> None:
     a, b = matrices(shape, turned, dtype)
     out = matrix_product(a, b)
-    assert out.dtype == dtype and out.flags.c_contiguous
+    assert out.dtype == dtype
+    assert out.flags.c_contiguous
     exact = a.astype(np.float64) @ b.astype(np.float64)
     scale = np.sqrt((a.astype(np.float64)**2) @ (b.astype(np.float64)**2)).max()
     assert np.abs(out - exact).max() <= (2e-6 if dtype == "float32" else 1e-12) * scale  # rule 14
@@ -45,7 +47,8 @@ def test_what_is_not_finite_stays_in_its_row_and_column(turned: tuple[bool, bool
     with np.errstate(invalid="ignore"):
         want = a @ b
     out = matrix_product(a, b)
-    assert np.array_equal(np.isnan(out), np.isnan(want)) and np.array_equal(np.isinf(out), np.isinf(want))
+    assert np.array_equal(np.isnan(out), np.isnan(want))
+    assert np.array_equal(np.isinf(out), np.isinf(want))
 
 
 @pytest.mark.parametrize("shape", [(0, 3, 4), (3, 0, 4), (3, 4, 0)], ids=str)
@@ -54,11 +57,13 @@ def test_empty_products(shape: tuple[int, int, int], engine: Any) -> None:
     assert np.array_equal(matrix_product(a, b), a @ b)
 
 
-@pytest.mark.parametrize(("left", "right"), [("float32", "float64"), ("int32", "int32"), ("float16", "float16"), (">f4", "<f4")])
+@pytest.mark.parametrize(("left", "right"), [("float32", "float64"), ("int32", "int32"), ("float16", "float16"),
+                                               (">f4", "<f4")])
 def test_other_dtypes_are_numpys(left: str, right: str, engine: Any) -> None:
     a, b = (np.arange(12).reshape(size).astype(dtype) for size, dtype in (((3, 4), left), ((4, 3), right)))
     out = matrix_product(a, b)
-    assert out.dtype == (a @ b).dtype and np.array_equal(out, a @ b)
+    assert out.dtype == (a @ b).dtype
+    assert np.array_equal(out, a @ b)
 
 
 def test_any_strides(engine: Any) -> None:

@@ -39,34 +39,45 @@ static void fc_ahead_begin(fc_ahead *a, ptrdiff_t regions, ptrdiff_t calls)
     a->at = a->stop = NULL;
 }
 
+/* Goes on to the next run; 0 where there is none. */
+static int fc_ahead_next(fc_ahead *a)
+{
+    for (; a->regions; a->region++, a->regions--) {
+        const fc_region *const now = a->region;
+        if (a->run == now->runs) {
+            a->run = 0;
+            a->plane++;
+        }
+        if (a->plane < now->planes && now->runs) {
+            a->at = now->from + a->plane * now->plane_step + a->run * now->run_step;
+            a->stop = a->at + now->bytes;
+            a->run++;
+            return 1;
+        }
+        a->plane = a->run = 0;
+    }
+    return 0;
+}
+
 /* Adds the addresses of the next lines, at most FC_AHEAD_LINES, to `count` others for fc_asked, and what that wants behind them;
  * returns their number. */
 static ptrdiff_t fc_ahead_take(fc_ahead *a, ptrdiff_t *at, ptrdiff_t count)
 {
     const ptrdiff_t stop = count + a->each;
-    while (count < stop) {
-        while (a->at >= a->stop) {
-            const fc_region *const now = a->region;
-            if (!a->regions)
-                goto done;
-            if (a->run == now->runs) {
-                a->run = 0;
-                a->plane++;
-            }
-            if (a->plane >= now->planes || !now->runs) {
-                a->plane = a->run = 0;
-                a->region++;
-                a->regions--;
-                continue;
-            }
-            a->at = now->from + a->plane * now->plane_step + a->run * now->run_step;
-            a->stop = a->at + now->bytes;
-            a->run++;
+    const char *now = a->at; /* what is written to `at` might be the fields of *a, as far as the compiler knows */
+    for (;;) {
+        const ptrdiff_t left = (a->stop - now + FC_LINE - 1) / FC_LINE, lines = left < stop - count ? left : stop - count;
+        for (ptrdiff_t i = 0; i < lines; i++)
+            at[count + i] = (ptrdiff_t)(now + i * FC_LINE);
+        if (lines > 0) {
+            count += lines;
+            now += lines * FC_LINE;
         }
-        at[count++] = (ptrdiff_t)a->at;
-        a->at += FC_LINE;
+        if (count >= stop || !fc_ahead_next(a))
+            break;
+        now = a->at;
     }
-done:
+    a->at = now;
     at[count] = (ptrdiff_t)at; /* is near */
     return count;
 }

@@ -57,6 +57,7 @@ cdef enum:
     LONG_BLOCK_BYTES = 262144  # unless its flat copy is larger than this
     LONG_SUM = 256       # terms from which inner products are worth the adding up of their lanes
     NEAR_BYTES = 1048576 # images up to this size are found in a cache near by: nothing is asked for
+    FAR_BYTES = 262144   # what is read again and again, and is larger than this, is asked for
 
 # A part of a block: pixels [first, stop) of one image, whose flat rows start at `row`.
 cdef struct Segment:
@@ -211,7 +212,7 @@ cdef void expect_pixels(const Gemm* job, const real* source, Py_ssize_t item, Py
     cdef Py_ssize_t line = f.w * sizeof(real)
     cdef fc_region* region
     ahead.region = regions
-    ahead.regions = ahead.each = 0
+    fc_ahead_begin(ahead, 0, 1)
     group = item // (job.parts * job.blocks)
     if group >= job.groups:
         return
@@ -297,7 +298,7 @@ cdef void gemm_item(const Gemm* job, Py_ssize_t item, const real* source, const 
         if c0 + channels == job.sources and relu:
             flags |= FC_RELU
         whole_flags = flags | (FC_PAST_CACHES if job.past_caches and channels == job.sources else 0)
-        coming.regions = coming.each = 0
+        fc_ahead_begin(&coming, 0, 1)
         p0 = 0
         while p0 < panels:
             p1 = least(p0 + PANELS, panels)
@@ -515,7 +516,8 @@ cdef void plan_weight(WeightJob* job, const Window* v, Py_ssize_t itemsize, Py_s
     job.left_bytes = aligned(job.block_k * job.lda * itemsize)
     job.sum_bytes = aligned((job.block_k * weight_sums(job, job.block_c, lanes) + lanes) * itemsize)
     job.turned_bytes = aligned((taps * job.block_c + lanes) * itemsize)
-    job.table_bytes = aligned((2 * WEIGHT_CHUNK + job.block_c + 2 * taps + job.segments) * sizeof(Py_ssize_t))
+    job.table_bytes = aligned((2 * WEIGHT_CHUNK + job.block_c + 2 * taps + job.segments) * sizeof(Py_ssize_t)
+                              + 2 * job.segments * sizeof(fc_region))
     job.thread_bytes = (job.flat_bytes + job.packed_bytes + job.left_bytes + job.sum_bytes + job.turned_bytes
                         + job.table_bytes)
 
@@ -570,6 +572,41 @@ cdef void add_weights(const real* sums, const ptrdiff_t* tap, Py_ssize_t taps, P
             to[i] += sums[i]
 
 
+cdef void expect_chunk(const WeightJob* job, const real* dout, const real* x, Py_ssize_t start, Py_ssize_t height,
+                       Py_ssize_t channels, bint block, fc_region* region, fc_ahead* ahead, Py_ssize_t calls) noexcept nogil:
+    """Begin to ask, in so many calls of tiles, for `dout` of the chunk of pixels from `start` on, and for what the `block` of
+    pixels that begins there sees of `x`, if one does. These point to the first channels of an item; there need not be such a
+    chunk."""
+    cdef const Axis* h = &job.rows
+    cdef Py_ssize_t total = job.batch * job.pixels, stop = least(start + WEIGHT_CHUNK, total), end, at = start, pixel, length
+    cdef Py_ssize_t top, above, below, rows, count = 0, line = job.columns.size * sizeof(real)
+    ahead.region = region
+    while at < stop:
+        pixel = at % job.pixels
+        length = least(job.pixels - pixel, stop - at)
+        region[count].from_ = <const char*> (dout + at // job.pixels * job.groups * job.kg * job.pixels + pixel)
+        region[count].planes, region[count].plane_step = height, job.pixels * sizeof(real)
+        region[count].runs, region[count].run_step, region[count].bytes = 1, 0, length * sizeof(real)
+        at += length
+        count += 1
+    end = least(start + job.block, total) if block else start
+    at = start
+    while at < end:
+        pixel = at % job.pixels
+        length = least(job.pixels - pixel, end - at)
+        top = pixel // job.out_w * h.step
+        rows = ((pixel + length - 1) // job.out_w - pixel // job.out_w) * h.step + h.reach
+        inside(h.size, top * h.source_step - h.pad, h.source_step, rows, &above, &below)
+        top = (top + above) * h.source_step - h.pad
+        region[count].from_ = (<const char*> (x + at // job.pixels * job.groups * job.cg * h.size * job.columns.size)
+                               + (top * line if below > above else 0))
+        region[count].planes, region[count].plane_step = channels, h.size * line
+        region[count].runs, region[count].run_step, region[count].bytes = below - above, h.source_step * line, line
+        at += length
+        count += 1
+    fc_ahead_begin(ahead, count, calls)
+
+
 cdef void weight_item(const WeightJob* job, Py_ssize_t item, const real* x, const real* dout, real* dw,
                       char* scratch) noexcept nogil:
     """dw of one (group, block of output channels, block of input channels), over all pixels in order."""
@@ -596,13 +633,19 @@ cdef void weight_item(const WeightJob* job, Py_ssize_t item, const real* x, cons
     cdef ptrdiff_t* tap = planes + job.block_c                                # of the sums
     cdef ptrdiff_t* run = tap + taps                                          # of the flat copy
     cdef Py_ssize_t* segment_row = <Py_ssize_t*> (run + taps)                 # of the flat copy, of each image's row 0
+    cdef fc_region* region = <fc_region*> (segment_row + job.segments)
+    cdef fc_ahead coming
+    cdef ptrdiff_t[FC_AHEAD_TILE + FC_AHEAD_LINES + 1] line
+    cdef fc_asked asked
     cdef const real* end = x + job.batch * job.groups * job.cg * plane
     cdef const real* source
     cdef Py_ssize_t total = job.batch * job.pixels, block, block_stop, start, stop, count
     cdef Py_ssize_t image, first_image, at, p, k, t, m, rows, tiles, vectors, v, g, chunk = 0
     cdef Py_ssize_t all_tiles = ceil_div(height, FC_TILE_ROWS), all_vectors = run_pitch // lanes
     cdef int flags
-    cdef bint first = True
+    cdef bint first = True, far = not job.packed and job.left_bytes + job.sum_bytes > FAR_BYTES
+    asked.from_, asked.at, asked.count = NULL, line, 0
+    fc_ahead_begin(&coming, 0, 1)
     dw += (group * job.kg + k0) * ldw + c0 * taps
     if total == 0:
         for k in range(height):
@@ -661,6 +704,9 @@ cdef void weight_item(const WeightJob* job, Py_ssize_t item, const real* x, cons
                 else:
                     fc_pack_windows_f64(packed, run_pitch, flat, pixel, count, run, taps // job.run_taps, copied)
             flags = FC_ACCUMULATE if chunk > 0 else 0
+            if far:
+                expect_chunk(job, dout + (group * job.kg + k0) * job.pixels, x + (group * job.cg + c0) * plane, stop, height,
+                             channels, stop == block_stop, region, &coming, runs * tiles * all_tiles)
             for t in range(runs):
                 source = packed if job.packed else flat + run[t]
                 for g in range(tiles):
@@ -670,12 +716,14 @@ cdef void weight_item(const WeightJob* job, Py_ssize_t item, const real* x, cons
                         k = height * m // all_tiles
                         rows = height * (m + 1) // all_tiles - k
                         at = k * lds + t * run_pitch + v * lanes
+                        if far:
+                            asked.count = fc_ahead_take(&coming, line, 0)
                         if real is float:
-                            fc_correlate_table_f32[0][vectors - 1][rows - 1](left + k * job.lda, job.lda, source + v * lanes,
-                                                                          row, count, sums + at, lds, NULL, flags, NULL)
+                            fc_correlate_table_f32[far][vectors - 1][rows - 1](left + k * job.lda, job.lda, source + v * lanes,
+                                                                            row, count, sums + at, lds, NULL, flags, &asked)
                         else:
-                            fc_correlate_table_f64[0][vectors - 1][rows - 1](left + k * job.lda, job.lda, source + v * lanes,
-                                                                          row, count, sums + at, lds, NULL, flags, NULL)
+                            fc_correlate_table_f64[far][vectors - 1][rows - 1](left + k * job.lda, job.lda, source + v * lanes,
+                                                                            row, count, sums + at, lds, NULL, flags, &asked)
             chunk += 1
             if chunk == WEIGHT_CHUNKS or stop == total:
                 for k in range(height):
@@ -762,6 +810,7 @@ cdef struct DataJob:
     Py_ssize_t band                  # or rows of dx of one item, where an image has several bands
     Py_ssize_t bands, blocks         # of one image, and of all
     Py_ssize_t parts                 # blocks of input channels
+    Py_ssize_t turn                  # items from one that a thread takes to the one that it is likely to take next
     Py_ssize_t width                 # of the panel and of the column matrix
     Py_ssize_t chunk                 # channels whose columns are made at a time
     bint few                         # few pixels: dout and the columns are turned, not the weights
@@ -794,6 +843,7 @@ cdef void plan_data(DataJob* job, const Window* v, Py_ssize_t itemsize, Py_ssize
         job.width += FC_LINE // itemsize  # no two rows of a tile share the sets of a cache
     job.chunk = least(job.cg, most(COLUMNS_BYTES // (job.taps * job.width * itemsize), 1))
     items = v.groups * job.blocks
+    job.turn = threads
     job.parts = 1 if threads == 1 or items >= 2 * threads else least(job.cg, ceil_div(2 * threads, most(items, 1)))
     job.lda = whole(job.kg, lanes)
     job.few = job.blocks == 1 and 2 * v.n * job.pixels <= job.kg
@@ -825,15 +875,19 @@ cdef void turn_filters(const DataJob* job, const real* weights, Py_ssize_t item,
 
 
 cdef void columns_of_filters(const DataJob* job, const real* turned, const real* panel, const ptrdiff_t* offset,
-                             Py_ssize_t count, Py_ssize_t vectors_all, const real* following, real* col) noexcept nogil:
+                             Py_ssize_t count, Py_ssize_t vectors_all, const real* following, real* col,
+                             fc_ahead* coming) noexcept nogil:
     """(count, K/g) @ (K/g, P) -> (count, P): rows of the column matrix from dout's panel and as many turned filters.
 
-    Where dout itself is the panel, `following` is what will be read after it, otherwise NULL.
+    Where dout itself is the panel, `following` is what will be read after it, otherwise NULL. What is `coming` is asked for.
     """
+    cdef ptrdiff_t[FC_AHEAD_LINES + 1] line
+    cdef fc_asked asked
     cdef Py_ssize_t lanes = FC_VECTOR_BYTES // sizeof(real)
     cdef Py_ssize_t tiles = ceil_div(count, FC_TILE_ROWS), all_tiles = ceil_div(vectors_all, FC_TILE_VECTORS)
     cdef Py_ssize_t g, i, m, k, first, rows, vectors
     cdef const real* ahead
+    asked.from_, asked.at = NULL, line
     for g in range(all_tiles):
         i = vectors_all * g // all_tiles
         vectors = vectors_all * (g + 1) // all_tiles - i
@@ -843,8 +897,26 @@ cdef void columns_of_filters(const DataJob* job, const real* turned, const real*
             rows = count * (m + 1) // tiles - first
             for k in range(job.kg * m // tiles, job.kg * (m + 1) // tiles if following != NULL else 0):
                 fc_ask_for_block(<const char*> (ahead + offset[k]), vectors * FC_VECTOR_BYTES, 3)
+            asked.count = fc_ahead_take(coming, line, 0)
             correlate_tile(turned + first * job.lda, job.lda, panel + i * lanes, offset, job.kg, rows, vectors,
-                           col + first * job.width + i * lanes, job.width, <const real*> NULL, 0, NULL)
+                           col + first * job.width + i * lanes, job.width, <const real*> NULL, 0,
+                           &asked if asked.count else NULL)
+
+
+cdef void expect_band(const DataJob* job, Py_ssize_t item, const real* dout, Py_ssize_t part, Py_ssize_t parts,
+                      fc_region* region) noexcept nogil:
+    """One of `parts` parts of the channels of dout that an item sees; there need not be such an item."""
+    cdef const Window* v = &job.v
+    cdef Py_ssize_t group = item // (job.parts * job.blocks), block = item // job.parts % job.blocks
+    cdef Py_ssize_t r0 = block % job.bands * job.band, first = job.kg * part // parts
+    cdef Py_ssize_t q0 = most(ceil_div(r0 + v.top - (v.kh - 1) * v.dh, v.sh), 0)
+    cdef Py_ssize_t q1 = most(least((least(v.h, r0 + job.band) - 1 + v.top) // v.sh + 1, v.oh), q0)
+    region.planes = 0
+    if group >= v.groups:
+        return
+    region.from_ = <const char*> (dout + ((block // job.bands * v.groups + group) * job.kg + first) * job.pixels + q0 * v.ow)
+    region.planes, region.plane_step = job.kg * (part + 1) // parts - first, job.pixels * sizeof(real)
+    region.runs, region.run_step, region.bytes = 1, 0, (q1 - q0) * v.ow * sizeof(real)
 
 
 cdef void columns_of_pixels(const DataJob* job, const real* weights, const real* left, const ptrdiff_t* offset,
@@ -877,7 +949,7 @@ cdef void data_item(const DataJob* job, Py_ssize_t item, const real* dout, const
     cdef Py_ssize_t lanes = FC_VECTOR_BYTES // sizeof(real)
     cdef Py_ssize_t part = item % job.parts, block = item // job.parts % job.blocks
     cdef Py_ssize_t group = item // (job.parts * job.blocks)
-    cdef Py_ssize_t c0 = job.cg * part // job.parts, c_stop = job.cg * (part + 1) // job.parts, c1, c
+    cdef Py_ssize_t first_c = job.cg * part // job.parts, c_stop = job.cg * (part + 1) // job.parts, c0 = first_c, c1, c
     cdef Py_ssize_t image0 = block // job.bands * job.images, images = least(job.images, v.n - image0), image
     cdef Py_ssize_t r0 = block % job.bands * job.band, r1 = least(v.h, r0 + job.band)
     cdef Py_ssize_t q0 = most(ceil_div(r0 + v.top - (v.kh - 1) * v.dh, v.sh), 0)
@@ -897,6 +969,10 @@ cdef void data_item(const DataJob* job, Py_ssize_t item, const real* dout, const
     cdef const real* source
     cdef real* to
     cdef real add
+    cdef bint far = job.images == 1 and not job.few and each * job.kg * <Py_ssize_t> sizeof(real) > FAR_BYTES
+    cdef fc_region[2] region
+    cdef fc_ahead coming
+    fc_ahead_begin(&coming, 0, 1)
     # the taps of a row by the columns that they met: those of one parity class after the other
     n = 0
     for b in range(v.sw):
@@ -925,8 +1001,17 @@ cdef void data_item(const DataJob* job, Py_ssize_t item, const real* dout, const
             columns_of_pixels(job, weights + (group * job.kg * job.cg + c0) * job.taps, left, offset, (c1 - c0) * job.taps,
                               images * each, panel, product, col)
         else:
+            if far and following == NULL:  # where the columns go, and a part of the dout that this thread's next item sees
+                region[0].from_ = <const char*> (dx + (((image0 * v.groups + group) * job.cg + c0) * v.h + r0) * v.w)
+                region[0].planes, region[0].plane_step = c1 - c0, v.h * v.w * sizeof(real)
+                region[0].runs, region[0].run_step, region[0].bytes = 1, 0, (r1 - r0) * v.w * sizeof(real)
+                expect_band(job, item + job.turn, dout, (c0 - first_c) // job.chunk, ceil_div(c_stop - first_c, job.chunk),
+                            &region[1])
+                coming.region = region
+                fc_ahead_begin(&coming, 2, ceil_div((c1 - c0) * job.taps, FC_TILE_ROWS)
+                               * ceil_div(vectors_all, FC_TILE_VECTORS))
             columns_of_filters(job, weights + (group * job.cg + c0) * job.taps * job.lda, seen, offset,
-                               (c1 - c0) * job.taps, vectors_all, following, col)
+                               (c1 - c0) * job.taps, vectors_all, following, col, &coming)
         for image in range(images):
             for y in range(r0, r1):
                 n = 0  # rows of dout that met this one

@@ -17,7 +17,6 @@
 
 cdef enum:
     PRODUCT_ROWS = 510       # rows of the left operand that meet a panel before the next one is packed
-    FAR_BYTES = 262144       # operands beyond this size are asked for
 
 
 cdef struct Product:
@@ -154,7 +153,7 @@ cdef void product_item(const Product* job, Py_ssize_t item, const real* left, co
             elif g + 1 < g1:
                 expect_product(job, left, first, rows_all, right, out, g + 1, 0, region, &coming, tiles)
             else:
-                coming.regions = coming.each = 0
+                fc_ahead_begin(&coming, 0, 1)
             flags = FC_ACCUMULATE if chunk > 0 else 0
             for m in range(tiles):
                 row = rows_all * m // tiles
