@@ -396,7 +396,7 @@ cdef void run_gemm(const Gemm* job, const real* source, const real* weights, con
 # With the channels of a pixel side by side (NHWC), what a row of the filter sees of a pixel is one run of KW*C elements. So
 # the right-hand matrix is the image again: its row p starts where pixel p lies, plus the row of the filter, which is the
 # offset table of the correlation tile; strides are nothing but another table. dout is the left-hand matrix as it lies in
-# memory. Only the image is turned, each element once for a block of output channels, and dw is turned back at the end.
+# memory (but chunks of pixels that belong to several images are copied). Only the image is turned, each element once for a block of output channels, and dw is turned back at the end.
 #
 # Where the runs fill their vectors badly (few channels) the windows of a chunk of pixels are packed, run behind run.
 #
@@ -632,6 +632,8 @@ cdef void weight_item(const WeightJob* job, Py_ssize_t item, const real* x, cons
     cdef ptrdiff_t* planes = pixel + 2 * WEIGHT_CHUNK                         # of the input channels
     cdef ptrdiff_t* tap = planes + job.block_c                                # of the sums
     cdef ptrdiff_t* run = tap + taps                                          # of the flat copy
+    cdef const real* gradient  # a chunk of dout, and from row to row of it
+    cdef Py_ssize_t ldg
     cdef Py_ssize_t* segment_row = <Py_ssize_t*> (run + taps)                 # of the flat copy, of each image's row 0
     cdef fc_region* region = <fc_region*> (segment_row + job.segments)
     cdef fc_ahead coming
@@ -679,12 +681,15 @@ cdef void weight_item(const WeightJob* job, Py_ssize_t item, const real* x, cons
         while start < block_stop:
             stop = least(block_stop, start + WEIGHT_CHUNK)
             at = 0  # pixels of the chunk that are dealt with
+            gradient, ldg = left, job.lda
             while start + at < stop:
                 image = (start + at) // job.pixels
                 p = (start + at) % job.pixels
                 count = least(job.pixels - p, stop - start - at)
                 source = dout + ((image * job.groups + group) * job.kg + k0) * job.pixels + p
-                if real is float:
+                if count == stop - start:  # all of it lies in one image: the tiles read it there
+                    gradient, ldg = source, job.pixels
+                elif real is float:
                     fc_copy_runs_f32(left + at, job.lda, source, job.pixels, height, count)
                 else:
                     fc_copy_runs_f64(left + at, job.lda, source, job.pixels, height, count)
@@ -719,10 +724,10 @@ cdef void weight_item(const WeightJob* job, Py_ssize_t item, const real* x, cons
                         if far:
                             asked.count = fc_ahead_take(&coming, line, 0)
                         if real is float:
-                            fc_correlate_table_f32[far][vectors - 1][rows - 1](left + k * job.lda, job.lda, source + v * lanes,
+                            fc_correlate_table_f32[far][vectors - 1][rows - 1](gradient + k * ldg, ldg, source + v * lanes,
                                                                             row, count, sums + at, lds, NULL, flags, &asked)
                         else:
-                            fc_correlate_table_f64[far][vectors - 1][rows - 1](left + k * job.lda, job.lda, source + v * lanes,
+                            fc_correlate_table_f64[far][vectors - 1][rows - 1](gradient + k * ldg, ldg, source + v * lanes,
                                                                             row, count, sums + at, lds, NULL, flags, &asked)
             chunk += 1
             if chunk == WEIGHT_CHUNKS or stop == total:
