@@ -396,7 +396,8 @@ cdef void run_gemm(const Gemm* job, const real* source, const real* weights, con
 # With the channels of a pixel side by side (NHWC), what a row of the filter sees of a pixel is one run of KW*C elements. So
 # the right-hand matrix is the image again: its row p starts where pixel p lies, plus the row of the filter, which is the
 # offset table of the correlation tile; strides are nothing but another table. dout is the left-hand matrix as it lies in
-# memory (but chunks of pixels that belong to several images are copied). Only the image is turned, each element once for a block of output channels, and dw is turned back at the end.
+# memory (but chunks of pixels that belong to several images are copied). Only the image is turned, each element once for a
+# block of output channels, and dw is turned back at the end.
 #
 # Where the runs fill their vectors badly (few channels) the windows of a chunk of pixels are packed, run behind run.
 #
