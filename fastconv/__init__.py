@@ -1,5 +1,6 @@
 """Convolution and pooling for plain NumPy arrays at the speed of the hardware."""
 
+from . import waiting  # noqa: F401  # first, because it imports NumPy
 from ._version import __version__
 from .dispatch import plan_conv2d
 from .functional import (

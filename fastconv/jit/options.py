@@ -21,6 +21,8 @@ from typing import Any
 
 import numpy as np
 
+from ..waiting import while_openmp_is_loaded
+
 OLDEST_NUMBA = (0, 59)
 
 try:
@@ -248,20 +250,10 @@ def thread_pool_report() -> str:
 
 
 def _start_pool() -> None:
-    """Start the threads of Numba's pool, which it does on first use, and not let them wait busily for long.
-
-    GNU libgomp's workers spin for milliseconds after a parallel region, and get in the way of NumPy's matrix products
-    (see :mod:`fastconv.native`). It reads the variable once, when it is loaded.
-    """
+    """Start the threads of Numba's pool, which it does on first use, and not let them wait busily for long."""
     global _pool_started
-    ours = not _pool_started and not {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT"} & set(os.environ)
-    if ours:
-        os.environ["GOMP_SPINCOUNT"] = "1000"
-    try:
+    with while_openmp_is_loaded():
         numba.get_num_threads()
-    finally:
-        if ours:
-            os.environ.pop("GOMP_SPINCOUNT", None)
     _pool_started = True
 
 

@@ -11,28 +11,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import ModuleType
 
+from ..waiting import while_openmp_is_loaded
 
-def _load_openmp() -> ModuleType:
-    """Import the first module that is linked with OpenMP, so that its workers do not wait busily for long.
-
-    GNU libgomp's workers spin for milliseconds after a parallel region. Code that alternates our kernels with a matrix
-    product of NumPy's (a training step does) then has two pools of threads that fight for the cores: a step of a small
-    network took six times as long. But a worker that sleeps takes 25 microseconds and more to wake up, a quarter of a
-    pooling of a few megabytes: they spin for about 40, as long as Python takes from one call to the next. libgomp reads
-    the variable once, when it is loaded; it is put back at once. Whoever sets OMP_WAIT_POLICY or GOMP_SPINCOUNT has their
-    way, and where another package has loaded libgomp before, it stays.
-    """
-    ours = not {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT"} & set(os.environ)
-    if ours:
-        os.environ["GOMP_SPINCOUNT"] = "2000"  # of 20 ns
-    try:
-        return importlib.import_module("._cpu", __name__)
-    finally:
-        if ours:
-            del os.environ["GOMP_SPINCOUNT"]
-
-
-_cpu = _load_openmp()
+with while_openmp_is_loaded():
+    from . import _cpu  # the first module that is linked with OpenMP
 
 #: For each instruction set that has a module: does this CPU run it? The widest first.
 _RUNS: dict[str, bool] = {**_cpu.isa_table(), "baseline": True}
