@@ -646,14 +646,14 @@ def _gives(tile: int) -> Any:
                 if marks[t] != 0:
                     spoiled[runs[r + 2] * job.tiles_h + runs[r + 3]] = 1
 
-    return back, transform_back
+    return back, transform_back, row
 
 
 # --- the whole --------------------------------------------------------------------------------------------------------
 
 
 def _phases(tile: int) -> Any:
-    (across, transform_tiles), (back, transform_back) = _takes(tile), _gives(tile)
+    (across, transform_tiles), (back, transform_back, row) = _takes(tile), _gives(tile)
 
     @part
     @named(tile)
@@ -699,10 +699,11 @@ def _phases(tile: int) -> Any:
                     multiply(job, block, runs, p0, p1, job.none, job.pieces, u, p0 * job.u_panel, room, job.none, m)
                     transform_back(job, group, block, k0, k1, m, runs, pixels, marks, bias, relu, out, spoiled)
 
-    return across, back, one_phase
+    return across, back, one_phase, row
 
 
-(across_2, back_2, phases_2), (across_3, back_3, phases_3), (across_4, back_4, phases_4) = (_phases(m) for m in (2, 3, 4))
+((across_2, back_2, phases_2, _), (across_3, back_3, phases_3, gives_3), (across_4, back_4, phases_4, _)) = (
+    _phases(m) for m in (2, 3, 4))
 
 
 @Kernel
