@@ -15,6 +15,8 @@ from ..geometry import Conv2dGeometry
 
 _LANES, _CELLS = winograd.LANES, 36
 
+FAR_BYTES = 24 * 2**20  # of results that no cache holds
+
 # Each column of taps has a copy of its own, of nothing but output pixels, where so many times the positions between two
 # rows are a row, and the copies of an image are no larger.
 UNROLLED_PART, UNROLLED_BYTES = 8, 196608
@@ -30,6 +32,7 @@ GRADIENT_BYTES = 9_500_000
 # Winograd: a product's FMA; a cell of a transformed tile of a channel, and of one to be transformed back; a row of tiles of a
 # channel; a row of tiles' pixels of one to be written, and each pixel; a tap of a filter; two kernels' calls.
 _FMA, _TO_TILES, _FROM_TILES, _TILE_ROW, _ROW, _PIXEL, _TAP, _CALL = 1.07, 0.93, 0.35, 163.0, 23.0, 0.86, 1.37, 185e3
+_FAR_PIXEL = 2.3  # where no cache holds the result, which direct writes past them (measured: 4,3,224x224 to 64 channels)
 _CELL, _PHASED_TAP = 2.5, 15.0  # to copy a cell of an image to its phase, and a tap of a filter
 _INEXACT = 1.05  # it must win by so much, because its error is larger
 
@@ -125,7 +128,8 @@ def _winograd(operation: str, geometry: Conv2dGeometry) -> float:
     down, across = -(-height // tile), -(-width // tile)
     vectors = -(-batch * down * across // _LANES)
     one = _CELLS * vectors * (_FMA * sources * -(-rows // 8) * 8 + _LANES * (_TO_TILES * sources + _FROM_TILES * rows))
-    one += batch * (down * (_TILE_ROW * sources + tile * _ROW * rows) + height * width * rows * _PIXEL)
+    far = 4 * batch * height * width * rows * geometry.groups >= FAR_BYTES
+    one += batch * (down * (_TILE_ROW * sources + tile * _ROW * rows) + height * width * rows * (_FAR_PIXEL if far else _PIXEL))
     one += -(-rows // _LANES) * _LANES * sources * _TAP * geometry.taps
     return (one + _CALL) * geometry.groups
 

@@ -10,6 +10,8 @@ A tile of the result stays in registers while all terms are added to it (:mod:`f
 
     tile[i][p] = sum over all terms t of a[i][t] * b[offset[t] + p]        six rows i, 64 pixels p
 
+It is stored where it belongs if its pixels are whole vectors that lie side by side there, else by way of scratch.
+
 Where the positions between rows are many and the copies cheap (small images), each column of taps has a copy of its own,
 which begins with the cells that it sees: then rows follow each other without anything between them. Results that no cache
 holds go past the caches where rows are whole lines; others are asked for while the sums of few terms are made.

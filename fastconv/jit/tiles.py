@@ -6,9 +6,9 @@ so many rows and vectors, and LLVM allocates the registers. There is a tile for 
 full one, so that what is left at an edge costs what it is.
 
 What it compiles to (Numba 0.68 with LLVM 22, on AVX-512; from inspect_asm): for each term of `correlate_tile` four vmovups
-of b, six vbroadcastss of a and 24 vfmadd231ps of registers, for each vector of `inner_tile` four vmovups and six more, and
-24 vfmadd231ps; nothing is spilled. 24 sums, 4 of b and one of a are 29 of 32 registers. Where vectors are shorter, a line
-of cache is two or four of them and the tile one line wide: 12 of AVX2's 16.
+of b, a prefetch, six vbroadcastss of a and 24 vfmadd231ps of registers, for each vector of `inner_tile` four vmovups and six
+more, and 24 vfmadd231ps; nothing is spilled. 24 sums, 4 of b and one of a are 29 of 32 registers. Where vectors are shorter, a
+line of cache is two or four of them and the tile one line wide: 12 of AVX2's 16.
 """
 
 # mypy: allow-untyped-defs, allow-untyped-calls, allow-untyped-decorators
