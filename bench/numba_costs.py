@@ -27,7 +27,7 @@ CHANNELS = ((1, 8), (1, 32), (3, 16), (3, 64), (4, 4), (8, 8), (16, 16), (16, 64
 SIZES = (2, 4, 7, 10, 14, 20, 28, 56, 112)
 BATCHES = (1, 8)
 FLOPS = 2e5, 6e8
-DIRECTIONS = ("forward", "backward_data")
+DIRECTIONS = ("forward", "backward_data", "backward_weight")
 
 
 def geometries(taps: int) -> Iterator[Conv2dGeometry]:
@@ -44,6 +44,8 @@ def calls(direction: str, geometry: Conv2dGeometry) -> Callable[[str], Any]:
     padding = geometry.pads[0][0]
     if direction == "forward":
         return lambda algorithm: fastconv.conv2d(x, weight, None, 1, padding, algorithm=algorithm)
+    if direction == "backward_weight":
+        return lambda algorithm: fastconv.conv2d_backward_weight(dout, x, weight.shape, 1, padding, algorithm=algorithm)
     return lambda algorithm: fastconv.conv2d_backward_data(dout, weight, x.shape, 1, padding, algorithm=algorithm)
 
 

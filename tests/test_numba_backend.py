@@ -505,9 +505,10 @@ def test_the_plan_tells_the_scratch_that_is_used(case):
 @needs_numba
 @pytest.mark.parametrize("case", CONV_CASES, ids=str)
 def test_other_ways_of_direct_convolution(case, monkeypatch, assert_accurate):
-    """Tiles instead of planes by themselves; results past the caches; rows with positions between them, and without; chunks."""
+    """Tiles instead of planes by themselves; results past the caches; rows with positions between them, and without; chunks;
+    columns of taps for the gradient of any number of channels, and of none."""
     from fastconv import reference
-    from fastconv.jit import depthwise, direct
+    from fastconv.jit import costs, depthwise, direct, few_channels
 
     rng = np.random.default_rng(0)
     geometry = conv2d_geometry(case.x, case.weight, **case.arguments)
@@ -518,9 +519,13 @@ def test_other_ways_of_direct_convolution(case, monkeypatch, assert_accurate):
     want_out = reference.conv2d_core(x, weight, bias, geometry, True)
     for part in (0, 10**9):
         monkeypatch.setattr(depthwise, "job", lambda *args: None)
-        for name, value in {"STREAM_BYTES": 0, "UNROLLED_PART": part, "UNROLLED_BYTES": 10**9, "BAND_BYTES": 16384,
-                            "CHUNK_BYTES": 512, "plan": direct.plan.__wrapped__}.items():  # without the plans that are kept
+        for name, value in {"STREAM_BYTES": 0, "BAND_BYTES": 16384, "CHUNK_BYTES": 512,
+                            "plan": direct.plan.__wrapped__}.items():  # without the plans that are kept
             monkeypatch.setattr(direct, name, value)
+        monkeypatch.setattr(few_channels, "plan", few_channels.plan.__wrapped__)
+        for name, value in {"UNROLLED_PART": part, "UNROLLED_BYTES": 10**9, "LEAST_FLOPS": 0, "LEAST_FILTERS": 1,
+                            "COLUMN_BYTES": 8192, "MOST_CHANNELS": part}.items():
+            monkeypatch.setattr(costs, name, value)
         for threads in (1, 2):
             dw, dx, out = (memory.aligned_bytes("a result", 4 * math.prod(shape)).view("f4").reshape(shape)
                            for shape in (case.weight, case.x, geometry.output_shape))
@@ -945,7 +950,7 @@ def test_a_tile_is_one_loop_of_vector_fmas_of_registers(name, dtype):
     if name == "correlate_tile":
         @numba.njit(**FLAGS)
         def call(to, a, b, offset, count):
-            tile(tiles.ROWS, tiles.VECTORS, to, 0, False, a, 0, 9, b, offset, 0, count, 0)
+            tile(tiles.ROWS, tiles.VECTORS, to, 0, 64, False, False, a, 0, False, False, a, 0, 9, b, offset, 0, count, 0, 0)
     else:
         @numba.njit(**FLAGS)
         def call(to, a, b, offset, count):

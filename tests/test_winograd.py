@@ -577,7 +577,7 @@ with contextlib.ExitStack() as stack:
                     fastconv.conv2d(a, w, None, 1, padding, algorithm="winograd", out=out)
                     packed = fastconv.pack_weight(w, x, 1, padding, algorithm="winograd")
                     fastconv.conv2d(a, packed, None, 1, padding, out=out)
-                    if taps == 3 and not numba:
+                    if taps == 3 or numba:
                         fastconv.conv2d_backward_weight(d, a, weight.shape, 1, padding, algorithm="winograd", out=w)
                     fastconv.conv2d_backward_data(d, w, x, 1, padding, algorithm="winograd", out=a)
                     print("done", flush=True)
@@ -1008,8 +1008,9 @@ class Gradient:
     how: dict[str, Any]
 
     @classmethod
-    def make(cls, rng: np.random.Generator, x: tuple[int, ...], filters: int, padding: Any = 1, groups: int = 1) -> Gradient:
-        weight_shape = (filters, x[1] // groups, 3, 3)
+    def make(cls, rng: np.random.Generator, x: tuple[int, ...], filters: int, padding: Any = 1, groups: int = 1,
+             taps: int = 3) -> Gradient:
+        weight_shape = (filters, x[1] // groups, taps, taps)
         shape = conv2d_geometry(x, weight_shape, 1, padding, 1, groups).output_shape
         return cls(rng.standard_normal(shape), rng.standard_normal(x), weight_shape,
                    {"stride": 1, "padding": padding, "dilation": 1, "groups": groups})
@@ -1024,8 +1025,16 @@ class Gradient:
                 reference.conv2d_backward_weight(dout**2, x**2, self.weight_shape, **self.how))
 
 
+@pytest.fixture(params=[3, 4, 5], ids="{0}x{0}".format)
+def taps(request: pytest.FixtureRequest, kernels: str) -> int:
+    """Rows of the filters. Numba puts those of 4 and 5 together from parts."""
+    if request.param != 3 and kernels != "numba":
+        pytest.skip("for 3x3 filters")
+    return int(request.param)
+
+
 @every_dtype
-def test_every_pair_of_cells_of_a_gradients_tile(dtype, isa):
+def test_every_pair_of_cells_of_a_gradients_tile(dtype, kernels):
     """36 images with a single 1 in them, 16 gradients with a single 1: each pair has its tap or none."""
     x = np.eye(36, dtype=dtype).reshape(1, 36, 6, 6)
     dout = np.eye(16, dtype=dtype).reshape(1, 16, 4, 4)
@@ -1038,12 +1047,12 @@ def test_every_pair_of_cells_of_a_gradients_tile(dtype, isa):
 
 @every_dtype
 @pytest.mark.parametrize("padding", [*PADDINGS, 5, ((6, 0), (0, 9)), "full"], ids=str)
-def test_gradients_of_sizes_and_paddings(padding, dtype, isa, rng, poisoned, assert_accurate):
+def test_gradients_of_sizes_and_paddings(padding, dtype, taps, rng, poisoned, assert_accurate):
     """Tiles over every border, from arrays that lie among NaN, into arrays beside which nothing may change."""
     tried = 0
     for height, width in SIZES:
         try:
-            problem = Gradient.make(rng, (2, 3, height, width), 5, padding)
+            problem = Gradient.make(rng, (2, 3, height + taps - 3, width + taps - 3), 5, padding, taps=taps)
         except ValueError:  # smaller than the filter
             continue
         tried += 1
@@ -1058,23 +1067,24 @@ def test_gradients_of_sizes_and_paddings(padding, dtype, isa, rng, poisoned, ass
 #: Blocks are of up to 128 channels on both sides, and of 16 tiles; of 64 and 64 where there are at most 128 tiles in all.
 GRADIENT_BLOCKS = (*BLOCKS, Blocks("many-on-both-sides", (2, 150, 9, 10), 133), Blocks("two-groups", (2, 290, 5, 6), 34, 1, 2),
                    Blocks("whole-vectors", (3, 32, 17, 16), 48), Blocks("two-chunks", (5, 70, 14, 15), 66),
-                   Blocks("more-tiles-than-are-kept", (9, 140, 14, 15), 130))
+                   Blocks("more-tiles-than-are-kept", (9, 140, 14, 15), 130), Blocks("many-tiles", (9, 200, 30, 27), 33))
 
 
 @every_dtype
 @pytest.mark.parametrize("case", GRADIENT_BLOCKS, ids=str)
-def test_gradients_of_blocks(case, dtype, isa, rng, assert_accurate, monkeypatch):
+def test_gradients_of_blocks(case, dtype, taps, rng, assert_accurate, monkeypatch):
     """The same bits for any number of threads, whatever lies in scratch; and nothing is computed by another algorithm."""
     def refuse(*ignored: Any) -> None:
         raise AssertionError("finite numbers were computed by the direct algorithm")
 
     monkeypatch.setattr(backend_in_force(), "direct_backward_weight", refuse)
     monkeypatch.setattr(dispatch, "SERIAL_FLOPS", 0)
-    problem = Gradient.make(rng, case.x, case.filters, case.padding, case.groups)
+    x = *case.x[:2], *(size + taps - 3 for size in case.x[2:])
+    problem = Gradient.make(rng, x, case.filters, case.padding, case.groups, taps)
     results = []
     for threads in (1, 2, 3, 5, 16):
         with fastconv.options(num_threads=threads):
-            plan = fastconv.plan_conv2d(case.x, problem.weight_shape, **problem.how, dtype=dtype, direction="backward_weight",
+            plan = fastconv.plan_conv2d(x, problem.weight_shape, **problem.how, dtype=dtype, direction="backward_weight",
                                         algorithm="winograd")
             memory.scratch(plan.workspace_bytes).fill(0xFF)  # NaN
             results.append(problem(dtype))
@@ -1086,9 +1096,9 @@ def test_gradients_of_blocks(case, dtype, isa, rng, assert_accurate, monkeypatch
 @every_dtype
 @pytest.mark.parametrize("value", [nan, inf, -inf], ids=str)
 @pytest.mark.parametrize("where", ["dout", "x"])
-def test_gradients_where_one_cell_is_not_finite(where, value, dtype, isa, rng):
+def test_gradients_where_one_cell_is_not_finite(where, value, dtype, taps, rng):
     """The definition's cells and no others; an infinite dout over padding gives NaN (rule 3)."""
-    problem = Gradient.make(rng, (3, 4, 9, 10), 5, ((1, 2), (1, 0)))
+    problem = Gradient.make(rng, (3, 4, 6 + taps, 7 + taps), 5, ((1, 2), (1, 0)), taps=taps)
     array = getattr(problem, where)
     for cell in ((0, 0, 0, 0), tuple(size - 1 for size in array.shape), (1, 2, 4, 5), (2, 3, 0, 7)):
         spoiled = Gradient(**{**vars(problem), where: with_cells(array, {cell: value})})
@@ -1098,7 +1108,7 @@ def test_gradients_where_one_cell_is_not_finite(where, value, dtype, isa, rng):
 
 
 @every_dtype
-def test_gradients_where_only_the_transforms_overflow(dtype, isa, rng):
+def test_gradients_where_only_the_transforms_overflow(dtype, kernels, rng):
     largest = float(np.finfo(dtype).max)
     problem = Gradient.make(rng, (1, 1, 6, 6), 1, 0)
     dout = np.zeros_like(problem.dout)
@@ -1112,13 +1122,13 @@ def test_gradients_where_only_the_transforms_overflow(dtype, isa, rng):
 
 @every_dtype
 @pytest.mark.parametrize("kind", PAINFUL)
-def test_gradients_of_inputs_that_hurt(kind, dtype, isa, rng, assert_accurate):
+def test_gradients_of_inputs_that_hurt(kind, dtype, kernels, rng, assert_accurate):
     problem = Gradient.make(rng, (2, 17, 13, 14), 9)
     problem = Gradient(problem.dout, PAINFUL[kind](rng, problem.x), problem.weight_shape, problem.how)
     assert_accurate(problem(dtype), *problem.expected(dtype), algorithm="winograd")
 
 
-def test_gradients_of_many_pixels(isa, rng, assert_accurate):
+def test_gradients_of_many_pixels(kernels, rng, assert_accurate):
     """The bound of rule 14 where 100,000 products are added up, and one for the mean error."""
     problem = Gradient.make(rng, (10, 16, 100, 100), 16)
     want, _ = problem.expected("float32")
@@ -1127,10 +1137,15 @@ def test_gradients_of_many_pixels(isa, rng, assert_accurate):
     assert np.sqrt(np.mean((got - want) ** 2) / np.mean(want**2)) <= 1.5e-6
 
 
-@needs_native
-def test_gradients_that_there_is_no_kernel_for(rng):
+@every_backend
+def test_gradients_that_there_is_no_kernel_for(backend):
+    with fastconv.options(backend=backend):
+        no_kernel_for_gradients(((6 if backend == "numba" else 5, {}), (1, {}), (3, {"stride": 2}), (3, {"dilation": 2})))
+
+
+def no_kernel_for_gradients(cases: tuple[tuple[int, dict[str, int]], ...]) -> None:
     x = np.ones((1, 4, 12, 12), "float32")
-    for taps, how in ((5, {}), (1, {}), (3, {"stride": 2}), (3, {"dilation": 2})):
+    for taps, how in cases:
         shape = (4, 4, taps, taps)
         dout = np.ones(fastconv.plan_conv2d(x.shape, shape, **how).output_shape, "float32")
         plan = fastconv.plan_conv2d(x.shape, shape, **how, direction="backward_weight")
@@ -1139,21 +1154,23 @@ def test_gradients_that_there_is_no_kernel_for(rng):
             fastconv.conv2d_backward_weight(dout, x, shape, **how, algorithm="winograd")
 
 
-@needs_native
+@every_backend
 @pytest.mark.parametrize(("x", "filters", "taken"), [
     ((4, 64, 224, 224), 64, True), ((4, 256, 56, 56), 256, True), ((4, 512, 14, 14), 512, True), ((8, 64, 56, 56), 64, True),
-    ((8, 512, 7, 7), 512, True), ((1, 256, 14, 14), 256, True), ((1, 512, 2, 2), 512, False), ((8, 1, 28, 28), 1, False)],
+    ((8, 512, 7, 7), 512, True), ((1, 256, 14, 14), 256, True), ((1, 512, 2, 2), 512, "numba"), ((8, 1, 28, 28), 1, False)],
     ids=str)
-def test_the_choice_for_gradients(x, filters, taken):
-    """Taken where it pays, never in strict accuracy; scratch is bounded for any batch."""
+def test_the_choice_for_gradients(x, filters, taken, backend):
+    """Taken where it pays (for one tile with Numba, whose direct kernel is no faster), never in strict accuracy; scratch is
+    bounded for any batch."""
+    taken = taken in (True, backend)
     geometry = conv2d_geometry(x, (filters, x[1], 3, 3), padding=1)
     for accuracy, expected in (("standard", taken), ("strict", False)):
-        plan = dispatch.select("backward_weight", geometry, np.dtype("float32"), Settings(backend="cython", accuracy=accuracy))
+        plan = dispatch.select("backward_weight", geometry, np.dtype("float32"), Settings(backend=backend, accuracy=accuracy))
         assert (plan.algorithm == "winograd") == expected
     for batch, threads, dtype in itertools.product((x[0], 1000), (1, 2, 8), DTYPES):
         geometry = conv2d_geometry((batch, *x[1:]), (filters, x[1], 3, 3), padding=1)
         plan = dispatch.select("backward_weight", geometry, np.dtype(dtype),
-                               Settings(backend="cython", accuracy="standard"), "winograd", threads)
+                               Settings(backend=backend, accuracy="standard"), "winograd", threads)
         assert plan.workspace_bytes <= 16_000_000 * threads
 
 
@@ -1356,6 +1373,65 @@ def test_strides_and_what_is_not_finite(case, dtype, kernels, rng):
     with np.errstate(invalid="ignore"):
         want = reference.conv2d(x.astype(np.float64), weight.astype(np.float64), **how)
     np.testing.assert_allclose(fastconv.conv2d(x, weight, **how, algorithm="winograd"), want, rtol=0, atol=1e-4)
+
+
+@pytest.fixture
+def numba_kernels() -> Iterator[str]:
+    """Numba's, which make the gradients of convolutions with strides, too."""
+    yield from running("numba")
+
+
+@pytest.mark.parametrize("together", [True, False], ids=["images-together", "images-apart"])
+@every_dtype
+@pytest.mark.parametrize("case", STRIDED, ids=str)
+def test_gradients_of_strides(case, dtype, together, numba_kernels, rng, assert_accurate, monkeypatch):
+    """Of all images' phases or of one's at a time; with the same bits for any number of threads, and by no other algorithm."""
+    def refuse(*ignored: Any) -> None:
+        raise AssertionError("finite numbers were computed by the direct algorithm")
+
+    for operation in ("data", "weight"):
+        monkeypatch.setattr(backend_in_force(), f"direct_backward_{operation}", refuse)
+    monkeypatch.setattr(dispatch, "SERIAL_FLOPS", 0)
+    dispatch._select.cache_clear()
+    if not together:
+        monkeypatch.setattr(winograd, "PHASE_ELEMENTS", case[0][1] * case[0][2] * case[0][3])
+    x_shape, weight_shape, stride, padding, groups = case
+    how = {"stride": stride, "padding": padding, "groups": groups}
+    x, weight = (rng.standard_normal(shape).astype(dtype) for shape in (x_shape, weight_shape))
+    dout = rng.standard_normal(conv2d_geometry(x_shape, weight_shape, stride, padding, 1, groups).output_shape).astype(dtype)
+    results = []
+    for threads in (1, 2, 5):
+        with fastconv.options(num_threads=threads):
+            memory.scratch(5_000_000).fill(0xFF)  # NaN
+            results.append((fastconv.conv2d_backward_data(dout, weight, x_shape, **how, algorithm="winograd"),
+                            fastconv.conv2d_backward_weight(dout, x, weight_shape, **how, algorithm="winograd")))
+    dispatch._select.cache_clear()
+    wide, squares = ([array.astype(np.float64)**power for array in (dout, x, weight)] for power in (1, 2))
+    for got, expected in zip(results[0], zip(*(
+            (reference.conv2d_backward_data(d, w, x_shape, **how), reference.conv2d_backward_weight(d, a, weight_shape, **how))
+            for d, a, w in (wide, squares)), strict=True), strict=True):
+        assert_accurate(got, *expected, algorithm="winograd")
+    for result in results[1:]:
+        for got, want in zip(result, results[0], strict=True):
+            np.testing.assert_array_equal(got.view(np.uint8), want.view(np.uint8))
+
+
+@every_dtype
+@pytest.mark.parametrize("where", ["dout", "x", "weight"])
+@pytest.mark.parametrize("case", STRIDED[:5], ids=str)
+def test_gradients_of_strides_and_what_is_not_finite(case, where, dtype, numba_kernels, rng):
+    """The definition's cells and no others."""
+    x_shape, weight_shape, stride, padding, groups = case
+    how = {"stride": stride, "padding": padding, "groups": groups}
+    arrays = {"x": rng.standard_normal(x_shape).astype(dtype), "weight": rng.standard_normal(weight_shape).astype(dtype)}
+    arrays["dout"] = rng.standard_normal(
+        conv2d_geometry(x_shape, weight_shape, stride, padding, 1, groups).output_shape).astype(dtype)
+    arrays[where] = with_cells(arrays[where], {(-1, -1, 2, 3): nan, (0, 0, -1, -1): inf})
+    dout, x, weight = arrays["dout"], arrays["x"], arrays["weight"]
+    for function, *arguments in ((fastconv.conv2d_backward_data, dout, weight, x_shape),
+                                 (fastconv.conv2d_backward_weight, dout, x, weight_shape)):
+        got, want = (function(*arguments, **how, algorithm=algorithm) for algorithm in ("winograd", "direct"))
+        np.testing.assert_allclose(got, want, rtol=0, atol=1e-5 * np.abs(want[np.isfinite(want)]).max(initial=1))
 
 
 @pytest.mark.parametrize("padding", [0, 2, ((5, 0), (1, 3))], ids=str)

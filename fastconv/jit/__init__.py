@@ -5,6 +5,8 @@ Importing this package does not import Numba; the first call does.
 
 from __future__ import annotations
 
+import math
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -61,19 +63,23 @@ class NumbaBackend(NumpyBackend):
             im2col_gemm.backward_weight(self, dout, x, geometry, out, im2col_gemm.modest(budget))
 
     def winograd_unsupported(self, operation: str, geometry: Conv2dGeometry, dtype: np.dtype) -> str | None:
-        why_not = tiles_of.unsupported(operation, geometry)
-        if why_not is None and operation == "backward_data":
+        why_not = tiles_of.unsupported("forward", geometry)  # the gradients are for the same ones
+        if why_not is None and operation == "backward_data" and geometry.stride == (1, 1):
             why_not = tiles_of.too_much_padding(geometry)
         return self.direct_unsupported(operation, geometry, dtype) if why_not is None else why_not
 
     def winograd_bytes(self, operation: str, geometry: Conv2dGeometry, dtype: np.dtype, threads: int) -> int:
-        from . import winograd
+        from . import winograd, winograd_gradient
+
+        def workspace(phases: Conv2dGeometry) -> int:
+            if operation == "backward_weight":
+                return winograd_gradient.workspace(phases, dtype.itemsize, threads)
+            return winograd.workspace(operation, phases, dtype.itemsize, threads)
 
         images = tiles_of.images_at_once(geometry)
         phases = tiles_of.of_phases(geometry, images)
         last = tiles_of.of_phases(geometry, max(geometry.batch - 1, 0) % images + 1)  # of those whose phases are made together
-        return (max(winograd.workspace(operation, these, dtype.itemsize, threads) for these in (phases, last))
-                + sum(phase_bytes(geometry, phases, dtype)))
+        return max(workspace(these) for these in (phases, last)) + sum(phase_bytes(geometry, phases, dtype))
 
     def winograd_forward(self, x: Array, weight: Array, bias: Array | None, relu: bool, geometry: Conv2dGeometry,
                          out: Array, budget: Budget) -> None:
@@ -93,6 +99,13 @@ class NumbaBackend(NumpyBackend):
         def direct(dout: Array, geometry: Conv2dGeometry, out: Array, budget: Budget) -> None:
             self.direct_backward_data(dout, weight, geometry, out, budget, bias)
 
+        if geometry.stride != (1, 1):
+            if not self._winograd_data_by_phases(dout, weight, geometry, out, budget):
+                nbytes = self.direct_bytes("backward_data", geometry, dout.dtype, budget.threads)
+                direct(dout, geometry, out, replace(budget, nbytes=nbytes))
+            else:
+                im2col_gemm.add_bias(out, bias)
+            return
         with memory.scratch_block(budget.nbytes) as work:
             spoiled = winograd.convolution("backward_data", dout, weight, bias, False, geometry, out, work, budget.threads)
         self._recompute("backward_data", direct, dout, geometry, out, budget, tiles_of.largest_tile(geometry), spoiled)
@@ -122,6 +135,54 @@ class NumbaBackend(NumpyBackend):
             made = direct.backward_data(image(b), filters(a.T), geometry, image(out), threads)
         if not made:  # something is not finite
             super().matrix_product(a, b, out, threads)
+
+    def _winograd_data_by_phases(self, dout: Array, weight: Array, geometry: Conv2dGeometry, out: Array,
+                                 budget: Budget) -> bool:
+        """The gradient of some images' phases at a time; False where something in it is not finite."""
+        from . import winograd
+
+        images, dtype = tiles_of.images_at_once(geometry), dout.dtype
+        image_bytes, filter_bytes = phase_bytes(geometry, tiles_of.of_phases(geometry, images), dtype)
+        with memory.scratch_block(budget.nbytes) as scratch:
+            work = scratch[image_bytes + filter_bytes:]
+            filters = scratch[image_bytes:image_bytes + filter_bytes].view(dtype)
+            self.im2col(weight, tiles_of.split(geometry, 1)[1], "columns", 0, filters, budget.threads)
+            for start in range(0, geometry.batch, images):
+                part = tiles_of.of_phases(geometry, min(images, geometry.batch - start))
+                phases = scratch[:math.prod(part.input_shape) * dtype.itemsize].view(dtype).reshape(part.input_shape)
+                if winograd.convolution("backward_data", dout[start:start + images], filters, None, False, part, phases, work,
+                                        budget.threads) is not None:
+                    return False
+                self.col2im(phases, tiles_of.split(geometry, part.batch)[0], "columns", out[start:start + images],
+                            budget.threads)
+        return True
+
+    def winograd_backward_weight(self, dout: Array, x: Array, geometry: Conv2dGeometry, out: Array, budget: Budget) -> None:
+        if not self._winograd_gradient(dout, x, geometry, out, budget):  # rule 13: a sum over all pixels is spoiled as a whole
+            nbytes = self.direct_bytes("backward_weight", geometry, x.dtype, budget.threads)
+            self.direct_backward_weight(dout, x, geometry, out, replace(budget, nbytes=nbytes))
+
+    def _winograd_gradient(self, dout: Array, x: Array, geometry: Conv2dGeometry, out: Array, budget: Budget) -> bool:
+        """False where something in it is not finite. With strides, of the phases of some images at a time."""
+        from . import winograd_gradient
+
+        images, dtype, finite = tiles_of.images_at_once(geometry), x.dtype, True
+        phases = tiles_of.of_phases(geometry, images)
+        image_bytes, filter_bytes = phase_bytes(geometry, phases, dtype)
+        with memory.scratch_block(budget.nbytes) as scratch:
+            work = scratch[image_bytes + filter_bytes:]
+            if geometry.stride == (1, 1):
+                return winograd_gradient.backward_weight(dout, x, geometry, out, False, work, budget.threads)
+            source = scratch[:image_bytes].view(dtype)
+            filters = scratch[image_bytes:image_bytes + math.prod(phases.weight_shape) * dtype.itemsize].view(dtype)
+            for start in range(0, max(geometry.batch, 1), images):
+                part = tiles_of.of_phases(geometry, min(images, geometry.batch - start))
+                self.im2col(x[start:start + images], tiles_of.split(geometry, part.batch)[0], "columns", 0, source,
+                            budget.threads)
+                finite &= winograd_gradient.backward_weight(dout[start:start + images], source[:math.prod(part.input_shape)],
+                                                            part, filters, start > 0, work, budget.threads)
+            self.col2im(filters, tiles_of.split(geometry, 1)[1], "columns", out, budget.threads)
+        return finite
 
     def bias_gradient(self, dout: Array, out: Array, threads: int) -> None:
         from . import direct

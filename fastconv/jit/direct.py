@@ -10,6 +10,8 @@ A tile of the result stays in registers while all terms are added to it (:mod:`f
 
     tile[i][p] = sum over all terms t of a[i][t] * b[offset[t] + p]        six rows i, 64 pixels p
 
+It is stored where it belongs if its pixels are whole vectors that lie side by side there, else by way of scratch.
+
 Where the positions between rows are many and the copies cheap (small images), each column of taps has a copy of its own,
 which begins with the cells that it sees: then rows follow each other without anything between them. Results that no cache
 holds go past the caches where rows are whole lines; others are asked for while the sums of few terms are made.
@@ -23,7 +25,8 @@ Sums are cut into chunks of REDUCTION terms, whose results are added up: a block
 of Numerical Algorithms, 2nd ed., section 4.2). Workers take (images, group, band, block of filters), in backward weight
 (group, block of rows of dw). No two write one element, and no sum depends on how they are dealt out.
 
-Planes by themselves (depthwise, with few filters each) are :mod:`fastconv.jit.depthwise`'s.
+Planes by themselves (depthwise, with few filters each) are :mod:`fastconv.jit.depthwise`'s, backward data of few channels is
+:mod:`fastconv.jit.few_channels`'.
 """
 
 # mypy: allow-untyped-defs, allow-untyped-calls, allow-untyped-decorators
@@ -42,8 +45,9 @@ import numpy as np
 
 from .. import memory
 from ..geometry import Conv2dGeometry
-from . import depthwise
+from . import depthwise, few_channels
 from .common import U, inside, zero
+from .costs import worth_unrolling
 from .im2col import STREAM_BYTES, tap_rows
 from .options import Kernel, flat, inlined, part, prange, usable_workers
 from .tiles import PITCH, ROWS, VECTORS, correlate_tile, inner_tile
@@ -73,9 +77,6 @@ MANY_TERMS = 128     # so many take so much longer than the memory that they go 
 SHARED = 512         # positions that images are put together for
 CHUNK_BYTES = 4096   # of a row of dout in backward weight, whose sums stay in registers
 CHUNK = 1024         # cells of dout that are added up in the lanes of a vector
-# Each column of taps has a copy of its own, of nothing but output pixels, where so many times the positions between two
-# rows are a row, and the copies of an image are no larger.
-UNROLLED_PART, UNROLLED_BYTES = 8, 196608
 
 JOB = np.dtype([(name, np.int64) for name in (
     "items", "batch", "groups",
@@ -103,21 +104,21 @@ TAP_CLASS = np.dtype([(name, np.int64) for name in (
 # --- tiles ------------------------------------------------------------------------------------------------------------
 
 @inlined
-def multiply(tile, rows, vectors, a, first, step, b, offset, table, terms, shift):
-    """(rows, R) @ (R, columns): tile[i, p] = sum over all terms t of a[first + i*step + t] * b[offset[table + t] + shift + p].
+def multiply(to, at, pitch, rows, vectors, a, first, step, b, offset, table, terms, shift, ends, bias, channel, relu, bypass):
+    """(rows, R) @ (R, columns): to[at + i*pitch + p] = sum of all a[first + i*step + t] * b[offset[table + t] + shift + p].
 
-    At most ROWS rows, and LINES lines of cache of columns.
+    At most ROWS rows, and LINES lines of cache of columns. What `ends` says is done to whole sums (tiles.py).
     """
-    lanes = lanes_of(tile)
+    lanes = lanes_of(to)
     for j in range(0, vectors, VECTORS):
         number = min(vectors - j, VECTORS)
-        done = min(terms, REDUCTION)
-        correlate_tile(rows, number, tile, j * lanes, False, a, first, step, b, offset, table, done, shift + j * lanes)
-        while done < terms:
+        done = 0
+        while done == 0 or done < terms:
             count = min(terms - done, REDUCTION)
-            correlate_tile(rows, number, tile, j * lanes, True, a, first + done, step, b, offset, table + done, count,
-                           shift + j * lanes)
-            done += count
+            last = ends and done + count == terms
+            correlate_tile(rows, number, to, at + j * lanes, pitch, done > 0, last, bias, channel, last and relu, bypass,
+                           a, first + done, step, b, offset, table + done, count, shift + j * lanes, 0)
+            done += max(count, 1)
 
 
 # --- the flat copy ----------------------------------------------------------------------------------------------------
@@ -243,6 +244,24 @@ def expect_tile(job, tap, rows, columns, p0, q0, out, plane0):
         at += job.out_h * job.out_w
 
 
+@inlined
+def whole_lines(job, tap, columns, p0, q0, q1, out, plane0):
+    """Where in `out` positions [p0, p0 + columns) of a plane are, if they are whole vectors side by side there, else -1."""
+    if tap.step_h != 1 or tap.step_w != 1 or columns % lanes_of(out) != 0:
+        return -1
+    line = p0 // job.length
+    n, y = line // (job.plane // job.length), line % (job.plane // job.length)
+    row, x, last_h = q0 + y, p0 - line * job.length + job.base_j, min(tap.last_h, q1)
+    if row < tap.first_h or row >= last_h or x < tap.first_w:
+        return -1
+    # rows of nothing but output pixels follow each other: they are one
+    one = tap.last_w - tap.first_w == job.length and job.length == job.out_w
+    if x + columns > tap.last_w and not (one and row * job.length + x + columns <= last_h * job.length):
+        return -1
+    plane = plane0 + n * job.groups * job.rows
+    return (plane * job.out_h + row + tap.start_h) * job.out_w + x + tap.start_w
+
+
 @part
 def row_tiles(job, tap, r0, r1, p, end, q0, q1, offset, image, group, weights, bias, relu, out, tile, b, bypass):
     """Planes [r0, r1) of a group at positions [p, end), in tiles of even size: small ones mostly load."""
@@ -259,8 +278,13 @@ def row_tiles(job, tap, r0, r1, p, end, q0, q1, offset, image, group, weights, b
             if tap.terms < MANY_TERMS and not bypass:
                 expect_tile(job, tap, rows, columns, p, q0, out, plane)
             first = group * job.group_weights + tap.weights + r * tap.terms
-            multiply(tile, rows, (columns + lanes - 1) // lanes, weights, first, tap.terms, b, offset, tap.table, tap.terms, p)
-            store_tile(job, tap, tile, rows, columns, p, q0, q1, out, plane, bias, group * job.rows + r, relu, bypass)
+            to = whole_lines(job, tap, columns, p, q0, q1, out, plane) if tap.terms <= REDUCTION or not bypass else -1
+            past = to >= 0 and bypass and beyond_line(out, to) == 0 and job.out_h * job.out_w % lanes == 0
+            multiply(out if to >= 0 else tile, max(to, 0), job.out_h * job.out_w if to >= 0 else PITCH, rows,
+                     (columns + lanes - 1) // lanes, weights, first, tap.terms, b, offset, tap.table, tap.terms, p, to >= 0,
+                     bias, group * job.rows + r, relu, past)
+            if to < 0:
+                store_tile(job, tap, tile, rows, columns, p, q0, q1, out, plane, bias, group * job.rows + r, relu, bypass)
         p += columns
 
 
@@ -549,11 +573,6 @@ def _phases(kernel: int, gap: int, step: int) -> tuple[list[int], list[int]]:
     return [k * gap % step for k in range(count)], [k % count for k in range(kernel)]
 
 
-def _worth_unrolling(cells: int, width: int, between: int, itemsize: int) -> bool:
-    """Do `between` more copies of so many cells cost less than as many positions between rows of `width`?"""
-    return UNROLLED_PART * between >= width and (between + 1) * cells * itemsize <= UNROLLED_BYTES
-
-
 def _phase_count(kernel: int, gap: int, step: int) -> int:
     return min(kernel, step // math.gcd(gap, step))  # residues of k*gap repeat after step / gcd(gap, step) taps
 
@@ -573,7 +592,7 @@ class _ForwardLayout(Plan):
             last=geometry.out_size[0], out_h=geometry.out_size[0], out_w=geometry.out_size[1],
             group_weights=math.prod(geometry.weight_shape) // geometry.groups)
         job = self.job
-        self.unrolled = kw > 1 and sw == 1 and _worth_unrolling(
+        self.unrolled = kw > 1 and sw == 1 and worth_unrolling(
             job["sources"] * job["slots_h"] * (job["last"] + job["halo"]) * job["out_w"], job["out_w"], (kw - 1) * dw, itemsize)
         if self.unrolled:
             job["slots_w"], job["length"] = kw, job["out_w"]
@@ -636,7 +655,7 @@ class DataPlan(Plan):
             out_h=height, out_w=width, group_weights=math.prod(geometry.weight_shape) // geometry.groups)
         job = self.job
         width = job["length"] - far_w
-        self.unrolled = far_w > 0 and _worth_unrolling(
+        self.unrolled = far_w > 0 and worth_unrolling(
             job["sources"] * (job["last"] - job["first"] + far_h) * width, width, far_w, itemsize)
         if self.unrolled:
             job["slots_w"], job["length"] = far_w + 1, width
@@ -746,6 +765,9 @@ def workspace(operation: str, geometry: Conv2dGeometry, itemsize: int, threads: 
     """Bytes of scratch that an operation needs."""
     if depthwise.job(operation, geometry, itemsize) is not None:
         return 0
+    few = few_channels.plan(geometry, itemsize) if operation == "backward_data" else None
+    if few is not None:
+        return few_channels.workspace(few, itemsize, threads)
     return int(plan(operation, geometry, itemsize).nbytes(threads))
 
 
@@ -875,6 +897,10 @@ def backward_data(dout: np.ndarray, weight: np.ndarray, geometry: Conv2dGeometry
     if planes is not None:
         depthwise.backward_data(usable_workers(threads), planes, flat(dout), filters, geometry,
                                 _zeros(geometry.channels, dout.dtype), flat(out))
+        return True
+    few = few_channels.plan(geometry, dout.itemsize)
+    if few is not None:
+        few_channels.backward_data(few, dout, filters, geometry, out, threads)
         return True
     this = plan("backward_data", geometry, dout.itemsize)
     workers, job, nbytes, _ = ready = this.ready(threads)

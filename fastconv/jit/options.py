@@ -81,6 +81,18 @@ def named(suffix: Any) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
 
     return rename
 
+
+def with_globals(function: Callable[..., Any], name: str, **values: Any) -> Callable[..., Any]:
+    """`function` with a name of its own and globals beside those of its module, to make several kernels of one.
+
+    Not a function in a function: the cache's key has what such a one takes from around it, and of Numba's functions that is
+    another value in each process.
+    """
+    copy = FunctionType(function.__code__, {**function.__globals__, **values}, name, function.__defaults__)
+    copy.__module__, copy.__qualname__, copy.__doc__ = function.__module__, name, function.__doc__
+    return copy
+
+
 prange = numba.prange
 
 #: All kernels, in the order in which their modules were imported.

@@ -6,9 +6,9 @@ so many rows and vectors, and LLVM allocates the registers. There is a tile for 
 full one, so that what is left at an edge costs what it is.
 
 What it compiles to (Numba 0.68 with LLVM 22, on AVX-512; from inspect_asm): for each term of `correlate_tile` four vmovups
-of b, six vbroadcastss of a and 24 vfmadd231ps of registers, for each vector of `inner_tile` four vmovups and six more, and
-24 vfmadd231ps; nothing is spilled. 24 sums, 4 of b and one of a are 29 of 32 registers. Where vectors are shorter, a line
-of cache is two or four of them and the tile one line wide: 12 of AVX2's 16.
+of b, a prefetch, six vbroadcastss of a and 24 vfmadd231ps of registers, for each vector of `inner_tile` four vmovups and six
+more, and 24 vfmadd231ps; nothing is spilled. 24 sums, 4 of b and one of a are 29 of 32 registers. Where vectors are shorter, a
+line of cache is two or four of them and the tile one line wide: 12 of AVX2's 16.
 """
 
 # mypy: allow-untyped-defs, allow-untyped-calls, allow-untyped-decorators
@@ -22,7 +22,7 @@ from llvmlite import ir
 from numba.core import cgutils
 
 from .options import inlined, named, numba
-from .vectors import _of, _permute, _pointer, _roll, _splat
+from .vectors import LINE_BYTES, _ask, _of, _permute, _pointer, _roll, _splat
 
 types = numba.types
 
@@ -33,7 +33,7 @@ def _has_long_vectors() -> bool:
 
 
 ROWS = 6
-PITCH = 64  # cells from one row of a tile of `correlate_tile` to the next
+PITCH = 64  # cells from one row of a tile of sums in scratch to the next
 VECTORS = 4 if _has_long_vectors() else 1  # lines of cache, of which the registers hold so many sums for each row
 
 
@@ -52,24 +52,27 @@ def _add_product(builder: Any, total: Any, a: Any, b: Any) -> None:
 
 def _correlating(rows: int, vectors: int) -> Any:
     @numba.extending.intrinsic
-    def tile(typing, to, at, adds, a, first, step, b, offset, table, terms, shift):
+    def tile(typing, to, at, pitch, adds, ends, bias, channel, relu, bypass, a, first, step, b, offset, table, terms, shift,
+             ahead):
         kind = _of(to)
 
         def generate(context, builder, signature, args):
-            to, at, adds, a, first, step, b, offset, table, terms, shift = args
+            (to, at, pitch, adds, ends, bias, channel, relu, bypass, a, first, step, b, offset, table, terms,
+             shift, ahead) = args
             kinds = signature.args
             word, value, align = ir.IntType(64), kind.value, min(kind.bits // 8, 8)
             weights = []
             for i in range(rows):
                 row = builder.add(first, builder.mul(step, word(i)))
-                weights.append(_pointer(context, builder, kinds[3], a, row, value.element))
-            cells = _pointer(context, builder, kinds[6], b, shift, value.element)
-            places = _pointer(context, builder, kinds[7], offset, table, word)
+                weights.append(_pointer(context, builder, kinds[9], a, row, value.element))
+            cells = _pointer(context, builder, kinds[12], b, shift, value.element)
+            places = _pointer(context, builder, kinds[13], offset, table, word)
             sums = _sums(builder, value, rows, vectors)
             with cgutils.for_range(builder, terms, intp=word) as loop:
                 _roll(builder)
                 t = loop.index
                 cell = builder.gep(cells, [builder.load(builder.gep(places, [t]))])
+                _ask(builder, builder.gep(cell, [ahead]))
                 right = []
                 for j in range(vectors):
                     line = builder.gep(cell, [word(j * kind.lanes)])
@@ -80,18 +83,37 @@ def _correlating(rows: int, vectors: int) -> Any:
                         _add_product(builder, sums[i][j], weight, right[j])
             there = []
             for i in range(rows):
+                row = builder.add(at, builder.mul(pitch, word(i)))
                 for j in range(vectors):
-                    cell = builder.add(at, word(i * PITCH + j * kind.lanes))
-                    there.append((sums[i][j], _pointer(context, builder, kinds[0], to, cell, value)))
+                    pointer = _pointer(context, builder, kinds[0], to, builder.add(row, word(j * kind.lanes)), value)
+                    there.append((sums[i][j], pointer))
             with builder.if_then(adds):
                 for total, pointer in there:
                     builder.store(builder.fadd(builder.load(total), builder.load(pointer, align=align)), total)
-            for total, pointer in there:
-                builder.store(builder.load(total), pointer, align=align)
+            with builder.if_then(ends):
+                for i in range(rows):
+                    pointer = _pointer(context, builder, kinds[5], bias, builder.add(channel, word(i)), value.element)
+                    added = _splat(builder, builder.load(pointer), value)
+                    for total in sums[i]:
+                        builder.store(builder.fadd(builder.load(total), added), total)
+            with builder.if_then(relu):
+                zeros = ir.Constant(value, [0.0] * value.count)
+                for total, _ in there:
+                    sum_ = builder.load(total)
+                    builder.store(builder.select(builder.fcmp_ordered("<", sum_, zeros), zeros, sum_), total)
+            with builder.if_else(bypass) as (past_caches, through_them):
+                with past_caches:
+                    for total, pointer in there:
+                        done = builder.store(builder.load(total), pointer, align=LINE_BYTES)
+                        done.set_metadata("nontemporal", builder.module.add_metadata([ir.IntType(32)(1)]))
+                with through_them:
+                    for total, pointer in there:
+                        builder.store(builder.load(total), pointer, align=align)
             return context.get_dummy_value()
 
-        return types.void(to, types.int64, types.boolean, a, types.int64, types.int64, b, offset, types.int64, types.int64,
-                          types.int64), generate
+        word, flag = types.int64, types.boolean
+        return types.void(to, word, word, flag, flag, bias, word, flag, flag, a, word, word, b, offset, word, word, word,
+                          word), generate
 
     return tile
 
@@ -195,29 +217,35 @@ _inner_rows = _by_rows([_inner(rows) for rows in range(1, ROWS + 1)], "inner")
 if VECTORS == 1:
 
     @inlined
-    def correlate_tile(rows, vectors, to, at, adds, a, first, step, b, offset, table, terms, shift):
-        """to[at + i*PITCH + p] = sum over all terms t of a[first + i*step + t] * b[offset[table + t] + shift + p].
+    def correlate_tile(rows, vectors, *arguments):
+        """Sums over all terms t of a[first + i*step + t] * b[offset[table + t] + shift + p], in to[at + i*pitch + p].
 
-        For `rows` rows i, at most ROWS, and `vectors` lines of cache of p, at most VECTORS; with `adds` plus what is there.
+        For `rows` rows i, at most ROWS, and `vectors` lines of cache of p, at most VECTORS; with `adds` plus what is there,
+        with `ends` plus bias[channel + i], with `relu` not below zero. With `bypass` past the caches: then all of them begin
+        where lines do, and a `fence` has to follow. The other arguments are (to, at, pitch, adds, ends, bias, channel, relu,
+        bypass, a, first, step, b, offset, table, terms, shift, ahead): what is so many cells `ahead` in b is asked for.
         """
-        _one(rows, to, at, adds, a, first, step, b, offset, table, terms, shift)
+        _one(rows, *arguments)
 
 else:
 
     @inlined
-    def correlate_tile(rows, vectors, to, at, adds, a, first, step, b, offset, table, terms, shift):
-        """to[at + i*PITCH + p] = sum over all terms t of a[first + i*step + t] * b[offset[table + t] + shift + p].
+    def correlate_tile(rows, vectors, *arguments):
+        """Sums over all terms t of a[first + i*step + t] * b[offset[table + t] + shift + p], in to[at + i*pitch + p].
 
-        For `rows` rows i, at most ROWS, and `vectors` lines of cache of p, at most VECTORS; with `adds` plus what is there.
+        For `rows` rows i, at most ROWS, and `vectors` lines of cache of p, at most VECTORS; with `adds` plus what is there,
+        with `ends` plus bias[channel + i], with `relu` not below zero. With `bypass` past the caches: then all of them begin
+        where lines do, and a `fence` has to follow. The other arguments are (to, at, pitch, adds, ends, bias, channel, relu,
+        bypass, a, first, step, b, offset, table, terms, shift, ahead): what is so many cells `ahead` in b is asked for.
         """
         if vectors == 4:
-            _four(rows, to, at, adds, a, first, step, b, offset, table, terms, shift)
+            _four(rows, *arguments)
         elif vectors == 3:
-            _three(rows, to, at, adds, a, first, step, b, offset, table, terms, shift)
+            _three(rows, *arguments)
         elif vectors == 2:
-            _two(rows, to, at, adds, a, first, step, b, offset, table, terms, shift)
+            _two(rows, *arguments)
         else:
-            _one(rows, to, at, adds, a, first, step, b, offset, table, terms, shift)
+            _one(rows, *arguments)
 
 
 @inlined

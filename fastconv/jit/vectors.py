@@ -170,13 +170,17 @@ def stack(typing, like):
     return like(like), generate
 
 
+def _ask(builder: Any, pointer: Any, level: int = 1) -> None:
+    byte, i32 = ir.IntType(8).as_pointer(), ir.IntType(32)
+    kind = ir.FunctionType(ir.VoidType(), [byte, i32, i32, i32])
+    function = builder.module.declare_intrinsic("llvm.prefetch", [byte], kind)
+    # for reading, into that cache, data
+    builder.call(function, [builder.bitcast(pointer, byte), i32(0), i32(4 - level), i32(1)])
+
+
 def _asking(array: Any, level: int) -> Any:
     def generate(context, builder, signature, args):
-        byte, i32 = ir.IntType(8).as_pointer(), ir.IntType(32)
-        kind = ir.FunctionType(ir.VoidType(), [byte, i32, i32, i32])
-        function = builder.module.declare_intrinsic("llvm.prefetch", [byte], kind)
-        pointer = _pointer(context, builder, signature.args[0], args[0], args[1], byte.pointee)
-        builder.call(function, [pointer, i32(0), i32(4 - level), i32(1)])  # for reading, into that cache, data
+        _ask(builder, _pointer(context, builder, signature.args[0], args[0], args[1], ir.IntType(8)), level)
         return context.get_dummy_value()
 
     return types.void(array, types.intp), generate

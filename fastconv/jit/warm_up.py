@@ -79,8 +79,12 @@ def _calls(dtype: np.dtype, threads: int) -> Iterator[Callable[[], Any]]:
     many, dout, dx = (np.zeros(shape, dtype) for shape in (large.weight_shape, large.output_shape, large.input_shape))
     yield lambda: backend.direct_backward_data(dout, many, large, dx, budget)
     yield lambda: backend.direct_backward_weight(out, x, geometry, weight, budget)
+    flat = conv2d_geometry((2, 1, 64, 64), (8, 1, 5, 5))  # few channels
+    one_plane, five, above = (np.zeros(shape, dtype) for shape in (flat.input_shape, flat.weight_shape, flat.output_shape))
+    yield lambda: backend.direct_backward_data(above, five, flat, one_plane, budget)
     for taps in (3, 4, 5):  # Winograd's tiles have a kernel each
-        yield partial(_by_winograd, backend, conv2d_geometry((2, 8, 40, 40), (8, 8, taps, taps)), dtype, threads)
+        yield partial(_by_winograd, backend, "forward", conv2d_geometry((2, 8, 40, 40), (8, 8, taps, taps)), dtype, threads)
+    yield partial(_by_winograd, backend, "backward_weight", conv2d_geometry((2, 40, 40, 40), (40, 40, 3, 3)), dtype, threads)
     yield lambda: backend.bias_gradient(out, np.zeros(8, dtype), budget.threads)
     # planes by themselves, with stride 1 and, where the gradient is another kernel's, 2
     one = conv2d_geometry(x.shape, (2, 1, 3, 3), 1, 1, 1, 2)
@@ -101,10 +105,13 @@ def _calls(dtype: np.dtype, threads: int) -> Iterator[Callable[[], Any]]:
     yield lambda: backend.avg_pool(x, pool, True, None, small, threads)
 
 
-def _by_winograd(backend: NumbaBackend, geometry: Conv2dGeometry, dtype: np.dtype, threads: int) -> None:
+def _by_winograd(backend: NumbaBackend, operation: str, geometry: Conv2dGeometry, dtype: np.dtype, threads: int) -> None:
     x, weight, out = (np.zeros(shape, dtype) for shape in (geometry.input_shape, geometry.weight_shape, geometry.output_shape))
-    budget = Budget(threads, backend.winograd_bytes("forward", geometry, dtype, threads))
-    backend.winograd_forward(x, weight, None, False, geometry, out, budget)
+    budget = Budget(threads, backend.winograd_bytes(operation, geometry, dtype, threads))
+    if operation == "forward":
+        backend.winograd_forward(x, weight, None, False, geometry, out, budget)
+    else:
+        backend.winograd_backward_weight(out, x, geometry, weight, budget)
 
 
 def _direct() -> Any:

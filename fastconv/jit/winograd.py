@@ -65,7 +65,7 @@ import numpy as np
 from .. import winograd as tiles_of
 from ..geometry import Conv2dGeometry
 from .common import zero
-from .options import Kernel, flat, inlined, named, numba, part, prange, usable_workers
+from .options import Kernel, flat, inlined, named, numba, part, prange, usable_workers, with_globals
 from .vectors import (
     ask,
     evens,
@@ -646,14 +646,14 @@ def _gives(tile: int) -> Any:
                 if marks[t] != 0:
                     spoiled[runs[r + 2] * job.tiles_h + runs[r + 3]] = 1
 
-    return back, transform_back
+    return back, transform_back, row
 
 
 # --- the whole --------------------------------------------------------------------------------------------------------
 
 
 def _phases(tile: int) -> Any:
-    (across, transform_tiles), (back, transform_back) = _takes(tile), _gives(tile)
+    (across, transform_tiles), (back, transform_back, row) = _takes(tile), _gives(tile)
 
     @part
     @named(tile)
@@ -699,38 +699,26 @@ def _phases(tile: int) -> Any:
                     multiply(job, block, runs, p0, p1, job.none, job.pieces, u, p0 * job.u_panel, room, job.none, m)
                     transform_back(job, group, block, k0, k1, m, runs, pixels, marks, bias, relu, out, spoiled)
 
-    return across, back, one_phase
+    return across, back, one_phase, row
 
 
-(across_2, back_2, phases_2), (across_3, back_3, phases_3), (across_4, back_4, phases_4) = (_phases(m) for m in (2, 3, 4))
+((across_2, back_2, phases_2, _), (across_3, back_3, phases_3, gives_3), (across_4, back_4, phases_4, _)) = (
+    _phases(m) for m in (2, 3, 4))
 
 
-@Kernel
-def convolve_4(workers, jobs, phase, group, first, last, source, weights, bias, relu, out, spoiled, u, v, scratch, pieces):
+one_phase: Any = None  # each kernel has its own
+
+
+def _convolve(workers, jobs, phase, group, first, last, source, weights, bias, relu, out, spoiled, u, v, scratch, pieces):
     for worker in prange(workers):
         job = jobs[0]  # in here: Numba can't hand a record over to the threads
-        phases_4(job, worker, workers, phase, group, first, last, source, weights, bias, relu, out, spoiled, u, v, scratch,
-                 pieces)
-
-
-@Kernel
-def convolve_3(workers, jobs, phase, group, first, last, source, weights, bias, relu, out, spoiled, u, v, scratch, pieces):
-    for worker in prange(workers):
-        job = jobs[0]  # in here: Numba can't hand a record over to the threads
-        phases_3(job, worker, workers, phase, group, first, last, source, weights, bias, relu, out, spoiled, u, v, scratch,
-                 pieces)
-
-
-@Kernel
-def convolve_2(workers, jobs, phase, group, first, last, source, weights, bias, relu, out, spoiled, u, v, scratch, pieces):
-    for worker in prange(workers):
-        job = jobs[0]  # in here: Numba can't hand a record over to the threads
-        phases_2(job, worker, workers, phase, group, first, last, source, weights, bias, relu, out, spoiled, u, v, scratch,
-                 pieces)
+        one_phase(job, worker, workers, phase, group, first, last, source, weights, bias, relu, out, spoiled, u, v, scratch,
+                  pieces)
 
 
 #: By the size of tiles: one is compiled without the others.
-KERNELS = {2: convolve_2, 3: convolve_3, 4: convolve_4}
+KERNELS = {m: Kernel(with_globals(_convolve, f"convolve_{m}", one_phase=phases))
+           for m, phases in ((2, phases_2), (3, phases_3), (4, phases_4))}
 
 
 # --- plans ------------------------------------------------------------------------------------------------------------
