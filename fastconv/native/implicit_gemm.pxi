@@ -277,7 +277,7 @@ cdef void gemm_item(const Gemm* job, Py_ssize_t item, const real* source, const 
     cdef fc_ahead coming
     cdef ptrdiff_t[FC_AHEAD_TILE + FC_AHEAD_LINES + 1] line
     cdef fc_asked asked
-    asked.from_, asked.at = NULL, line
+    asked.from_, asked.at, asked.into = NULL, line, FC_ASK
     # Whole vectors of a run are read: those at the end of the last image must not reach beyond it.
     cdef bint plain = job.plain and (start + count + lanes <= job.batch * job.pixels or job.pixels % lanes == 0)
 
