@@ -70,7 +70,10 @@ def _common_dtype(*arrays: Array | None) -> np.dtype:
 
 def _prepared(name: str, array: Array, dtype: np.dtype) -> Array:
     """`array` as the kernels want it: C-contiguous, aligned, of native byte order and this dtype."""
-    if array.dtype != dtype or not array.flags.c_contiguous:
+    flags, same = array.flags, array.dtype == dtype
+    if same and flags.c_contiguous and flags.aligned:
+        return array
+    if not same or not flags.c_contiguous:
         # refused before the copy: a view with zero strides may be larger than any memory
         memory.check_bytes(f"a contiguous {dtype} copy of {name}, shape {array.shape},", array.size * dtype.itemsize)
     with np.errstate(over="ignore", invalid="ignore"):
