@@ -190,6 +190,26 @@ FC_INLINE void FC_NAME(zip)(VEC x, VEC y, VEC *low, VEC *high)
 #undef FC_HIGH
 }
 
+/* Every second lane of x, and then of y. */
+FC_INLINE VEC FC_NAME(evens)(VEC x, VEC y)
+{
+#if FC_LANES == 16
+#define FC_EVENS 0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30
+#elif FC_LANES == 8
+#define FC_EVENS 0, 2, 4, 6, 8, 10, 12, 14
+#elif FC_LANES == 4
+#define FC_EVENS 0, 2, 4, 6
+#else
+#define FC_EVENS 0, 2
+#endif
+#if defined(__clang__)
+    return __builtin_shufflevector(x, y, FC_EVENS);
+#else
+    return __builtin_shuffle(x, y, (IVEC){FC_EVENS});
+#endif
+#undef FC_EVENS
+}
+
 /* Turns LANES rows of LANES values into columns, in place: zipping the two halves log2(LANES) times. */
 FC_INLINE void FC_NAME(turn)(VEC v[FC_LANES])
 {
@@ -598,6 +618,30 @@ static void FC_NAME(pack_runs)(FC_T *to, ptrdiff_t width, const FC_T *flat, cons
                 if (ahead)
                     __builtin_prefetch(source + k + ahead);
                 *(UVEC *)(target + k) = *(const UVEC *)(source + k);
+            }
+        }
+    }
+}
+
+/* The same of every second element, and of several panels at a time: from the image itself, for a 1x1 filter that moves by two
+ * columns. Each of its planes is walked through once, and the next one is prefetched. Nothing behind `end` is read. */
+static void FC_NAME(pack_second_runs)(FC_T *to, ptrdiff_t width, const FC_T *image, const ptrdiff_t *offset, ptrdiff_t rows,
+                                      const fc_run *run, ptrdiff_t runs, const FC_T *end)
+{
+    const ptrdiff_t ahead = rows > 1 ? offset[1] - offset[0] : 0;
+    for (ptrdiff_t r = 0; r < rows; r++, to += width) {
+        for (ptrdiff_t i = 0; i < runs; i++) {
+            const FC_T *source = image + offset[r] + run[i].from;
+            FC_T *target = to + run[i].to;
+            for (ptrdiff_t k = 0; k < run[i].count; k += LANES, source += 2 * LANES) {
+                if (end - source < 2 * LANES) {
+                    for (; k < run[i].count; k++, source += 2)
+                        target[k] = *source;
+                    break;
+                }
+                __builtin_prefetch(source + ahead);
+                __builtin_prefetch(source + ahead + LANES);
+                *(UVEC *)(target + k) = FC_NAME(evens)(*(const UVEC *)source, *(const UVEC *)(source + LANES));
             }
         }
     }
