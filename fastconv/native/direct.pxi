@@ -434,7 +434,7 @@ cdef void correlate_item(const Correlation* job, Py_ssize_t item, const real* so
     cdef const TapClass* taps
     cdef const real* a
     cdef real* to
-    # the lines of the next tile of the output, which are asked for while this one is summed up, or its stores would wait for them
+    # the lines of the output's next tile, which are asked for while this one is summed up, or its stores would wait for them
     cdef ptrdiff_t[6 * 4 + 1] line
     cdef Py_ssize_t lined = 0, across = 0
     cdef fc_asked asked

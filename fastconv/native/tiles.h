@@ -17,7 +17,8 @@ typedef FC_T UVEC __attribute__((vector_size(FC_VECTOR_BYTES), aligned(sizeof(FC
  * stride of `lda` (weights as they lie in memory), c one of `ldc`. With FC_ACCUMULATE c's old value is added, then
  * `bias` (one for each row, or NULL), then FC_RELU replaces what is below zero (and keeps NaN). With FC_PAST_CACHES, which
  * wants c and ldc at multiples of a vector, the result bypasses the caches. The lines `asked` are asked for meanwhile, into
- * the cache that `asking` says. Called with constant `asking`, `rows` and `vectors` only, so that every loop over them unrolls and acc lives in registers. */
+ * the cache that `asking` says. Called with constant `asking`, `rows` and `vectors` only, so that every loop over them
+ * unrolls and acc lives in registers. */
 FC_INLINE void FC_NAME(correlate)(const int asking, const int rows, const int vectors, const FC_T *a, ptrdiff_t lda, const FC_T *b,
                                   const ptrdiff_t *offset, ptrdiff_t n, FC_T *c, ptrdiff_t ldc, const FC_T *bias,
                                   int flags, const fc_asked *asked)
