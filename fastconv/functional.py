@@ -70,7 +70,10 @@ def _common_dtype(*arrays: Array | None) -> np.dtype:
 
 def _prepared(name: str, array: Array, dtype: np.dtype) -> Array:
     """`array` as the kernels want it: C-contiguous, aligned, of native byte order and this dtype."""
-    if array.dtype != dtype or not array.flags.c_contiguous:
+    flags, same = array.flags, array.dtype == dtype
+    if same and flags.c_contiguous and flags.aligned:
+        return array
+    if not same or not flags.c_contiguous:
         # refused before the copy: a view with zero strides may be larger than any memory
         memory.check_bytes(f"a contiguous {dtype} copy of {name}, shape {array.shape},", array.size * dtype.itemsize)
     with np.errstate(over="ignore", invalid="ignore"):
@@ -392,6 +395,36 @@ def _keep_small_call(key: Any, make: str, plans: Iterable[dispatch.Plan], geomet
     _small_calls[key] = _SmallCall(ready, settings, module, module.kernels)
 
 
+class _CheckedCall(NamedTuple):
+    """What the checks of a larger convolution found, which take half of the time of all that is done before a kernel runs."""
+
+    geometry: Conv2dGeometry
+    dtype: np.dtype
+    relu: bool
+
+    def run(self, x: Any, weight: Any, bias: Any, algorithm: str) -> Array:
+        """conv2d of other arrays with the same shapes and dtypes; it is planned anew, because settings may be others."""
+        plan = dispatch.plan("forward", self.geometry, self.dtype, algorithm)
+        shape = self.geometry.output_shape if x.ndim == 4 else self.geometry.output_shape[1:]
+        result = memory.empty("the result", shape, self.dtype)
+        plan.run(_prepared("x", _batched(x), self.dtype), _prepared("weight", weight, self.dtype),
+                 None if bias is None else _prepared("bias", bias, self.dtype), self.relu, _batched(result))
+        return result
+
+
+#: As `_small_calls`, and as long.
+_checked_calls: dict[Any, _CheckedCall] = {}
+
+
+def _keep_checks(key: Any, geometry: Conv2dGeometry, dtype: np.dtype, relu: bool) -> None:
+    """Remember that a call passed all checks, where it is too large to be made ready."""
+    if geometry.flops < dispatch.SERIAL_FLOPS:
+        return
+    if len(_checked_calls) >= _SMALL_CALLS:
+        _checked_calls.clear()
+    _checked_calls[key] = _CheckedCall(geometry, dtype, relu)
+
+
 def _checked_activation(activation: Any, dtype: np.dtype) -> bool:
     if activation is None:
         return False
@@ -484,6 +517,9 @@ def conv2d(x: ArrayLike, weight: ArrayLike | PackedWeight, bias: ArrayLike | Non
             small = call.run(x, weight, bias)
             if small is not None:
                 return small
+        checked = _checked_calls.get(key)
+        if checked is not None:
+            return checked.run(x, weight, bias, algorithm)
     image = _as_array("x", x, (3, 4))
     algorithm = dispatch.check_algorithm(algorithm)
     packed = weight if isinstance(weight, PackedWeight) else None
@@ -503,6 +539,7 @@ def conv2d(x: ArrayLike, weight: ArrayLike | PackedWeight, bias: ArrayLike | Non
         plan = dispatch.plan("forward", geometry, compute, algorithm)
     if key is not None and dtype == compute:
         _keep_small_call(key, "SmallForward", (plan,), geometry, (image, filters, offset), image.ndim == 4, relu)
+        _keep_checks(key, geometry, dtype, relu)
     shape = geometry.output_shape if image.ndim == 4 else geometry.output_shape[1:]
     result = _Result(shape, dtype, compute, out, x=image, weight=filters, bias=offset)
     if result.array.size:

@@ -53,7 +53,8 @@ def empty(what: str, shape: Sequence[int], dtype: Any) -> np.ndarray:
     nbytes = math.prod(shape) * dtype.itemsize
     if nbytes < RECYCLED_FROM_BYTES:
         return np.empty(shape, dtype)
-    check_bytes(f"{what} of shape {tuple(shape)} and dtype {dtype}", nbytes)
+    if nbytes > physical_memory():  # only then, because the message takes microseconds
+        check_bytes(f"{what} of shape {tuple(shape)} and dtype {dtype}", nbytes)
     recycler = _recycler()
     return np.empty(shape, dtype) if recycler is None else recycler.empty(tuple(shape), dtype)
 

@@ -155,9 +155,13 @@ def current() -> Settings:
     """The settings in force in this thread, `backend` and `accuracy` with their defaults filled in."""
     settings = raw()
     if settings.backend is None or settings.accuracy is None:
-        settings = replace(settings, backend=settings.backend or _default_backend(),
-                           accuracy=settings.accuracy or ACCURACIES[0])
+        return _filled(settings, settings.backend or _default_backend())
     return settings
+
+
+@lru_cache(maxsize=64)
+def _filled(settings: Settings, backend: str) -> Settings:
+    return replace(settings, backend=backend, accuracy=settings.accuracy or ACCURACIES[0])
 
 
 def raw() -> Settings:

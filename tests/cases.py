@@ -202,6 +202,9 @@ CONV_CASES = (
     ConvCase("images29-kernel1", (29, 3, 3, 3), (4, 3, 1, 1)),
     ConvCase("images5-kernel1-groups2", (5, 6, 8, 8), (4, 3, 1, 1), groups=2),
     ConvCase("channels300-kernel1", (2, 300, 4, 5), (17, 300, 1, 1), core=True),
+    ConvCase("kernel1-stride2-rows7", (3, 20, 13, 13), (10, 10, 1, 1), stride=2, groups=2),
+    ConvCase("kernel1-stride3x2-rows16", (2, 5, 9, 31), (7, 5, 1, 1), stride=(3, 2)),
+    ConvCase("kernel1-stride2-padding-after", (2, 4, 6, 8), (7, 4, 1, 1), stride=2, padding=((0, 1), (0, 1))),
     ConvCase("channels530-kernel1-stride2", (1, 530, 5, 5), (13, 530, 1, 1), stride=2),
     ConvCase("channels24-filters150", (1, 24, 6, 6), (150, 24, 3, 3), padding=1),
 

@@ -25,7 +25,7 @@ OBJDUMP = shutil.which("objdump")
 #: Of each instruction set: the register that its vectors are in, and the vectors of a full tile of 6 rows.
 VECTORS = {"avx512": ("zmm", 4), "avx2": ("ymm", 2), "baseline": ("xmm", 2)}
 TILE_ROWS = 6
-KINDS = ("correlate", "inner")
+KINDS = ("correlate", "correlate_asking", "correlate_asking_l2", "inner")
 DTYPES = ("f32", "f64")
 
 #: Mnemonics of SSE3 and later, and of the bit manipulations that came with AVX2. (tzcnt is bsf where there is none.)

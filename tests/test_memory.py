@@ -861,6 +861,36 @@ def test_large_calls_and_empty_ones_are_not_small(small_calls):
     assert not small_calls
 
 
+def test_larger_calls_are_checked_once(monkeypatch, short_only):
+    """And planned each time, by the settings that are in force then."""
+    kept: dict[Any, Any] = {}
+    monkeypatch.setattr(functional, "_checked_calls", kept)
+    rng = np.random.default_rng(5)
+    x, weight, bias = (rng.standard_normal(shape).astype("float32") for shape in ((2, 32, 60, 61), (9, 32, 3, 3), (9,)))
+    ways: tuple[tuple[tuple[Any, ...], dict[str, Any]], ...] = (
+        ((), {}), ((bias,), {"activation": "relu"}), ((bias, 2, "same"), {}), ((None, 2, 1), {"algorithm": "direct"}))
+    for number, (args, how) in enumerate(ways):
+        for dtype in ("float32", "float64"):
+            for image in (x.astype(dtype), x[0].astype(dtype)):
+                arguments = weight.astype(dtype), *args
+                want = the_long_way(image, *arguments, **how)
+                np.testing.assert_array_equal(fastconv.conv2d(image, *arguments, **how), want)
+                for same in (image, np.asfortranarray(image), np.concatenate([image, image], -1)[..., :61]):
+                    np.testing.assert_array_equal(short_only(same, *arguments, **how), want)
+                with fastconv.options(backend="numpy"):
+                    np.testing.assert_allclose(short_only(image, *arguments, **how), want, rtol=1e-4, atol=1e-4)
+        assert len(kept) == 4 * (number + 1)
+    with fastconv.options(workspace_limit=0), pytest.raises(MemoryError, match="workspace"):
+        short_only(x, weight, None, 2, 1, algorithm="direct")
+    with pytest.raises(TypeError, match="stride"):
+        fastconv.conv2d(x, weight, None, 2.5, 1, algorithm="direct")
+    with pytest.raises(ValueError, match="weight"):
+        fastconv.conv2d(x, weight[:, :8])
+    monkeypatch.setattr(functional, "_SMALL_CALLS", 16)
+    fastconv.conv2d(x, weight, bias)
+    assert len(kept) == 1
+
+
 def test_the_cache_is_bounded(small_calls, monkeypatch):
     monkeypatch.setattr(functional, "_SMALL_CALLS", 20)
     weight = np.ones((1, 1, 1, 1), "float32")

@@ -49,6 +49,9 @@ cdef extern from "simd.h" nogil:
         const char* from_ "from"
         const ptrdiff_t* at
         ptrdiff_t count
+        int into
+    enum: FC_ASK_NEAR
+    enum: FC_ASK
     ctypedef void (*correlate_f32)(const float*, ptrdiff_t, const float*, const ptrdiff_t*, ptrdiff_t, float*, ptrdiff_t,
                                    const float*, int, const fc_asked*) noexcept nogil
     ctypedef void (*correlate_f64)(const double*, ptrdiff_t, const double*, const ptrdiff_t*, ptrdiff_t, double*,
@@ -57,8 +60,8 @@ cdef extern from "simd.h" nogil:
                                ptrdiff_t, float*, ptrdiff_t) noexcept nogil
     ctypedef void (*inner_f64)(const double*, ptrdiff_t, const double*, const ptrdiff_t*, ptrdiff_t, ptrdiff_t, ptrdiff_t,
                                ptrdiff_t, double*, ptrdiff_t) noexcept nogil
-    correlate_f32 fc_correlate_table_f32[2][4][6]
-    correlate_f64 fc_correlate_table_f64[2][4][6]
+    correlate_f32 fc_correlate_table_f32[3][4][6]
+    correlate_f64 fc_correlate_table_f64[3][4][6]
     inner_f32 fc_inner_table_f32[4][6]
     inner_f64 fc_inner_table_f64[4][6]
     enum: FC_PLANE_ROWS
@@ -169,7 +172,7 @@ cdef void fill_flat(const Flat* f, real* to, const real* source, Py_ssize_t chan
             for c in range(channels):
                 at = to + ((c * f.slots_h + a) * f.slots_w + b) * f.plane
                 line = source + (c * f.h + row + above * f.step_h) * f.w + start
-                for s in range(2 if pair else 1):
+                for s in range((2 if pair else 1) if above > 0 or inner < total else 0):
                     memset(at + s * f.plane, 0, above * f.length * sizeof(real))
                     memset(at + s * f.plane + inner * f.length, 0, (total - inner) * f.length * sizeof(real))
                 at += above * f.length
@@ -287,25 +290,41 @@ cdef inline bint whole_lines(const real* c, Py_ssize_t ldc, Py_ssize_t vectors) 
     return (<size_t> c | <size_t> (ldc * sizeof(real)) | <size_t> (vectors * FC_VECTOR_BYTES)) % FC_LINE == 0
 
 
-cdef void correlate_tile(const real* a, Py_ssize_t lda, const real* b, const ptrdiff_t* offset, Py_ssize_t terms,
-                         Py_ssize_t rows, Py_ssize_t vectors, real* c, Py_ssize_t ldc, const real* bias, int flags,
-                         const fc_asked* asked) noexcept nogil:
+cdef inline void correlate_tile(const real* a, Py_ssize_t lda, const real* b, const ptrdiff_t* offset, Py_ssize_t terms,
+                                Py_ssize_t rows, Py_ssize_t vectors, real* c, Py_ssize_t ldc, const real* bias, int flags,
+                                const fc_asked* asked) noexcept nogil:
     """One output tile over all terms, in chunks of about REDUCTION. With FC_ACCUMULATE it is added to c.
 
     The lines `asked`, or NULL, are asked for meanwhile. FC_PAST_CACHES is taken for what it is where the tile is whole
     lines and written once, and for nothing elsewhere.
     """
-    cdef Py_ssize_t chunks = most((terms + REDUCTION // 2) // REDUCTION, 1)
+    cdef int asks
+    # what stands between two tiles of few terms takes a tenth of their time, if it is long
+    if terms >= REDUCTION + REDUCTION // 2:
+        correlate_chunks(a, lda, b, offset, terms, rows, vectors, c, ldc, bias, flags & ~FC_PAST_CACHES, asked)
+        return
+    if flags & FC_PAST_CACHES and not whole_lines(c, ldc, vectors):
+        flags &= ~FC_PAST_CACHES
+    asks = asked.into if asked != NULL else 0
+    if real is float:
+        fc_correlate_table_f32[asks][vectors - 1][rows - 1](a, lda, b, offset, terms, c, ldc, bias, flags, asked)
+    else:
+        fc_correlate_table_f64[asks][vectors - 1][rows - 1](a, lda, b, offset, terms, c, ldc, bias, flags, asked)
+
+
+cdef void correlate_chunks(const real* a, Py_ssize_t lda, const real* b, const ptrdiff_t* offset, Py_ssize_t terms,
+                           Py_ssize_t rows, Py_ssize_t vectors, real* c, Py_ssize_t ldc, const real* bias, int flags,
+                           const fc_asked* asked) noexcept nogil:
+    """The same for more terms than one chunk has."""
+    cdef Py_ssize_t chunks = (terms + REDUCTION // 2) // REDUCTION
     cdef Py_ssize_t i, start = 0, stop
     cdef int now, asks
     for i in range(chunks):
         stop = terms * (i + 1) // chunks
-        asks = asked != NULL and i == 0
+        asks = asked.into if asked != NULL and i == 0 else 0
         now = (flags if i == 0 else FC_ACCUMULATE) & FC_ACCUMULATE
         if i == chunks - 1:
             now |= flags & FC_RELU
-        if chunks == 1 and whole_lines(c, ldc, vectors):
-            now |= flags & FC_PAST_CACHES
         if real is float:
             fc_correlate_table_f32[asks][vectors - 1][rows - 1](a + start, lda, b, offset + start, stop - start, c, ldc,
                                                                 bias if i == chunks - 1 else NULL, now, asked)
@@ -406,19 +425,20 @@ cdef void correlate_item(const Correlation* job, Py_ssize_t item, const real* so
     cdef Py_ssize_t q1 = least(q0 + f.band, f.last)
     cdef real* flat = <real*> scratch
     cdef real* tile = <real*> (scratch + job.flat_bytes)
-    cdef Py_ssize_t all_tiles = ceil_div(job.rows, FC_TILE_ROWS)
+    cdef Py_ssize_t all_tiles = most(ceil_div(job.rows, FC_TILE_ROWS), 1)
     cdef Py_ssize_t m_tile, m_first = all_tiles * block // job.blocks, m_last = all_tiles * (block + 1) // job.blocks
     cdef bint by_row, expected
     cdef int flags = (FC_RELU if relu else 0) | (FC_PAST_CACHES if job.past_caches else 0)
     cdef Py_ssize_t t, m, rows, p, end, stop, vectors, count, q, j, run, done, i, x, plane = job.out_h * job.out_w
+    cdef Py_ssize_t pixel, next_rows, least_rows = job.rows // all_tiles, odd = job.rows % all_tiles, odds, held = 0
     cdef const TapClass* taps
     cdef const real* a
     cdef real* to
-    # the lines of a tile of the output, which are asked for while it is summed up, or the stores would wait for them
+    # the lines of the output's next tile, which are asked for while this one is summed up, or its stores would wait for them
     cdef ptrdiff_t[6 * 4 + 1] line
     cdef Py_ssize_t lined = 0, across = 0
     cdef fc_asked asked
-    asked.at = line
+    asked.at, asked.into = line, FC_ASK_NEAR
 
     source += (image * job.groups + group) * job.sources * f.h * f.w
     out += (image * job.groups + group) * job.rows * plane
@@ -453,21 +473,36 @@ cdef void correlate_item(const Correlation* job, Py_ssize_t item, const real* so
                 lined, across = vectors, ceil_div(vectors * FC_VECTOR_BYTES, FC_LINE)
                 for i in range(FC_TILE_ROWS * across):
                     line[i] = i // across * plane * <Py_ssize_t> sizeof(real) + i % across * FC_LINE
+            pixel = (q * taps.step_h + taps.start_h) * job.out_w + j + taps.start_w
+            # tile m_tile has the planes from rows*m_tile//all_tiles on: without divisions, which would stand between the tiles
+            m, odds = job.rows * m_first // all_tiles, job.rows * m_first % all_tiles
+            rows, next_rows = 0, least_rows + (odds + odd >= all_tiles)
             for m_tile in range(m_first, m_last):
-                m = job.rows * m_tile // all_tiles
-                rows = job.rows * (m_tile + 1) // all_tiles - m
+                m += rows
+                rows = next_rows
+                odds += odd if odds + odd < all_tiles else odd - all_tiles
+                next_rows = least_rows + (odds + odd >= all_tiles)
                 a = weights + taps.weights + m * taps.terms
                 if (p + vectors * lanes <= end if f.unrolled else
                         taps.step_w == 1 and j >= taps.first_w and j + vectors * lanes <= taps.last_w):
                     # the whole tile is one run of output pixels: it goes there from the registers
-                    to = out + m * plane + (q * taps.step_h + taps.start_h) * job.out_w + j + taps.start_w
+                    to = out + m * plane + pixel
                     if expected:
-                        asked.from_, asked.count = <const char*> to, rows * across
-                        line[asked.count] = <const char*> a - <const char*> to
+                        asked.count = next_rows * across
+                        if m_tile + 1 < m_last:
+                            asked.from_ = <const char*> (to + rows * plane)
+                        else:
+                            asked.count = least_rows * across
+                            if p + count < end or job.bands > 1:  # more or less: rows may begin somewhat further on
+                                asked.from_ = <const char*> (out + job.rows * m_first // all_tiles * plane + pixel + count)
+                            else:  # the next image
+                                asked.from_ = <const char*> (out + job.rows * plane)
+                        held = line[asked.count]
+                        line[asked.count] = <const char*> a - asked.from_
                     correlate_tile(a, taps.terms, flat + p, job.offset + taps.table, taps.terms, rows, vectors, to,
                                    plane, bias + m if bias != NULL else NULL, flags, &asked if expected else NULL)
                     if expected:
-                        line[asked.count] = rows * plane * <Py_ssize_t> sizeof(real)  # what it was, for a tile of more rows
+                        line[asked.count] = held  # for a tile of more rows
                     continue
                 correlate_tile(a, taps.terms, flat + p, job.offset + taps.table, taps.terms, rows, vectors, tile,
                                FC_TILE_VECTORS * lanes, bias + m if bias != NULL else NULL, FC_RELU if relu else 0, NULL)

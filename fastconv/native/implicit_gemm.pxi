@@ -7,7 +7,8 @@
 # into the padded, phase-split flat layout of direct.pxi (which turns padding, stride and dilation into plain offsets);
 # pack the panels from it, leaving out the positions between rows; and multiply with the micro-kernel of the direct
 # convolution, whose offset table is now simply r*NR. Of 1x1 filters with stride 1 the image is the column matrix already:
-# there panels are packed from the image itself.
+# there panels are packed from the image itself. So they are where a 1x1 filter moves by two columns and rows are short (14x14
+# pixels: the flat copy took 1.14 times as long; longer rows gain nothing).
 #
 # Against the direct convolution: no work on positions between rows ((L - OW)/L of it) and none in half-empty tiles at the
 # end of an image; but a copy of KH*KW elements for each of the image's, worth it where the filters are many (each packed
@@ -32,6 +33,10 @@ cdef extern from "simd.h" nogil:
         ptrdiff_t count
     void fc_pack_runs_f32(float*, ptrdiff_t, const float*, const ptrdiff_t*, ptrdiff_t, const fc_run*, ptrdiff_t, ptrdiff_t)
     void fc_pack_runs_f64(double*, ptrdiff_t, const double*, const ptrdiff_t*, ptrdiff_t, const fc_run*, ptrdiff_t, ptrdiff_t)
+    void fc_pack_second_runs_f32(float*, ptrdiff_t, const float*, const ptrdiff_t*, ptrdiff_t, const fc_run*, ptrdiff_t,
+                                 const float*)
+    void fc_pack_second_runs_f64(double*, ptrdiff_t, const double*, const ptrdiff_t*, ptrdiff_t, const fc_run*, ptrdiff_t,
+                                 const double*)
     void fc_dots_f32(ptrdiff_t, ptrdiff_t, const float*, ptrdiff_t, const float*, ptrdiff_t, float*, ptrdiff_t,
                      const float*, int)
     void fc_dots_f64(ptrdiff_t, ptrdiff_t, const double*, ptrdiff_t, const double*, ptrdiff_t, double*, ptrdiff_t,
@@ -56,6 +61,7 @@ cdef enum:
     LONG_BLOCK = 16      # panels of a block whose terms are all in one chunk,
     LONG_BLOCK_BYTES = 262144  # unless its flat copy is larger than this
     LONG_SUM = 256       # terms from which inner products are worth the adding up of their lanes
+    SHORT_ROWS = 16      # pixels up to which rows are packed from the image where a 1x1 filter moves by two columns
     NEAR_BYTES = 1048576 # images up to this size are found in a cache near by: nothing is asked for
     FAR_BYTES = 262144   # what is read again and again, and is larger than this, is asked for
 
@@ -78,6 +84,7 @@ cdef struct Gemm:
     Py_ssize_t turn                  # items from one that a thread takes to the one that it is likely to take next
     bint near                        # the images are in a cache near by
     bint plain                       # panels come from the image itself
+    bint seconds                     # and are every second cell of some of its rows
     bint past_caches                 # the output is too large to be found in a cache when it is needed
     ptrdiff_t* offset                # in the flat copy
     ptrdiff_t* panel_offset          # in a panel
@@ -114,6 +121,8 @@ cdef void plan_gemm(Gemm* job, const Window* v, Py_ssize_t itemsize, Py_ssize_t 
     job.turn = threads
     job.near = v.n * v.c * v.h * v.w * itemsize <= NEAR_BYTES
     job.plain = job.taps == 1 and v.sh == 1 and v.sw == 1 and v.oh == v.h and v.ow == v.w
+    job.seconds = (job.taps == 1 and v.sw == 2 and v.ow <= SHORT_ROWS and v.top == 0 and v.left == 0
+                   and (v.oh - 1) * v.sh < v.h and (v.ow - 1) * v.sw < v.w)
     job.out_w, job.pixels = direct.out_w, direct.out_h * direct.out_w
     job.width = FC_TILE_VECTORS * FC_VECTOR_BYTES // itemsize
     chunks = ceil_div(job.sources, most(CHUNK_TERMS // job.taps, 1))
@@ -137,12 +146,13 @@ cdef void plan_gemm(Gemm* job, const Window* v, Py_ssize_t itemsize, Py_ssize_t 
     job.rest = job.batch * job.pixels % lanes
     if job.rest > lanes // 4 or job.chunk * job.taps < LONG_SUM:
         job.rest = 0
-    job.flat_bytes = aligned(flat_elements(job) * itemsize + 2 * FC_VECTOR_BYTES)
-    job.panel_bytes = aligned(PANELS * job.chunk * job.taps * job.width * itemsize + FC_VECTOR_BYTES)
+    job.flat_bytes = 0 if job.seconds else aligned(flat_elements(job) * itemsize + 2 * FC_VECTOR_BYTES)
+    job.panel_bytes = aligned(PANELS * (job.chunk * job.taps * job.width * itemsize + FC_VECTOR_BYTES))
     job.rest_bytes = aligned(job.rest * job.chunk * job.taps * itemsize)
     job.sum_bytes = aligned((ceil_div(tiles, job.parts) * FC_TILE_ROWS) * job.block * itemsize)
     # runs of a panel: one for each row of output it touches, at most one for each pixel
-    job.run_bytes = aligned(least(job.width, job.width // job.out_w + 2 * job.segments + 1) * sizeof(fc_run)
+    job.run_bytes = aligned((PANELS if job.seconds else 1)
+                            * least(job.width, job.width // job.out_w + 2 * job.segments + 1) * sizeof(fc_run)
                             + job.segments * (2 * sizeof(Segment) + sizeof(fc_region)))
     job.thread_bytes = job.flat_bytes + job.panel_bytes + job.rest_bytes + job.sum_bytes + job.run_bytes
     if tables == NULL:
@@ -152,7 +162,7 @@ cdef void plan_gemm(Gemm* job, const Window* v, Py_ssize_t itemsize, Py_ssize_t 
     job.image_offset = job.panel_offset + job.chunk * job.taps
     for i in range(job.chunk * job.taps):
         job.panel_offset[i] = i * job.width
-        job.image_offset[i] = i * job.pixels
+        job.image_offset[i] = i * v.h * v.w
 
 
 cdef Py_ssize_t cut_segments(const Gemm* job, Py_ssize_t start, Py_ssize_t stop, Segment* segment) noexcept nogil:
@@ -179,6 +189,21 @@ cdef Py_ssize_t cut_images(const Gemm* job, Py_ssize_t start, Py_ssize_t stop, f
         run[count].count = length
         count += 1
         pixel += length
+    return count
+
+
+cdef Py_ssize_t cut_seconds(const Gemm* job, Py_ssize_t start, Py_ssize_t stop, Py_ssize_t panel_items,
+                            fc_run* run) noexcept nogil:
+    """The same for some panels, of which every second cell of rows of the image is seen: run[i].from is the first one."""
+    cdef Py_ssize_t count = 0, pixel = start, x, y
+    while pixel < stop:
+        x, y = pixel % job.pixels % job.out_w, pixel % job.pixels // job.out_w
+        run[count].from_ = ((pixel // job.pixels * job.groups * job.sources * job.flat.h + y * job.flat.step_h) * job.flat.w
+                            + x * job.flat.step_w)
+        run[count].to = (pixel - start) // job.width * panel_items + (pixel - start) % job.width
+        run[count].count = least(least(stop - pixel, job.out_w - x), job.width - (pixel - start) % job.width)
+        pixel += run[count].count
+        count += 1
     return count
 
 
@@ -265,7 +290,7 @@ cdef void gemm_item(const Gemm* job, Py_ssize_t item, const real* source, const 
     cdef fc_run* run = <fc_run*> (region + job.segments)
     cdef Py_ssize_t segments = cut_segments(job, start, start + count, segment)
     cdef Py_ssize_t c0, channels, s, p, p0, p1, runs, m_tile, m, rows, pixels, pixel, done
-    cdef Py_ssize_t panel_items = job.chunk * job.taps * job.width
+    cdef Py_ssize_t panel_items = job.chunk * job.taps * job.width + lanes
     cdef Py_ssize_t rest = job.rest if start + count == job.batch * job.pixels else 0
     cdef Py_ssize_t whole = count - rest, i, ldc, vectors, packed = least(PANELS * job.width, job.block)
     cdef const real* a
@@ -278,7 +303,8 @@ cdef void gemm_item(const Gemm* job, Py_ssize_t item, const real* source, const 
     cdef fc_ahead coming
     cdef ptrdiff_t[FC_AHEAD_TILE + FC_AHEAD_LINES + 1] line
     cdef fc_asked asked
-    asked.from_, asked.at = NULL, line
+    asked.from_, asked.at, asked.into = NULL, line, FC_ASK
+    cdef Py_ssize_t images = job.batch * job.groups * job.sources * f.h * f.w  # cells of all
     # Whole vectors of a run are read: those at the end of the last image must not reach beyond it.
     cdef bint plain = job.plain and (start + count + lanes <= job.batch * job.pixels or job.pixels % lanes == 0)
 
@@ -286,10 +312,10 @@ cdef void gemm_item(const Gemm* job, Py_ssize_t item, const real* source, const 
     while c0 < job.sources:
         channels = least(job.chunk, job.sources - c0)
         terms = channels * job.taps
-        if plain:
-            seen, offset = source + (group * job.sources + c0) * job.pixels, job.image_offset
+        if plain or job.seconds:
+            seen, offset = source + (group * job.sources + c0) * f.h * f.w, job.image_offset
             ahead = job.width if job.near else 0  # from further away it is asked for earlier
-        for s in range(0 if plain else segments):
+        for s in range(0 if plain or job.seconds else segments):
             fill_flat(f, flat + segment[s].row * f.length,
                       source + ((segment[s].image * job.groups + group) * job.sources + c0) * f.h * f.w, channels,
                       f.first + segment[s].first // job.out_w,
@@ -311,7 +337,13 @@ cdef void gemm_item(const Gemm* job, Py_ssize_t item, const real* source, const 
                 i = item if c0 + channels < job.sources else item + job.turn
                 expect_pixels(job, source, i, 0 if i > item else c0 + channels, 0, packed if plain else job.block,
                               (last_tile - first_tile) * (p1 - p0 if plain else panels), next_segment, region, &coming)
-            for p in range(p0, p1):
+            if job.seconds:
+                runs = cut_seconds(job, start + p0 * job.width, start + least(p1 * job.width, count), panel_items, run)
+                if real is float:
+                    fc_pack_second_runs_f32(panel, job.width, seen, offset, terms, run, runs, source + images)
+                else:
+                    fc_pack_second_runs_f64(panel, job.width, seen, offset, terms, run, runs, source + images)
+            for p in range(p0, p0 if job.seconds else p1):
                 if plain:
                     runs = cut_images(job, start + p * job.width, start + least((p + 1) * job.width, count), run)
                 else:
@@ -645,9 +677,10 @@ cdef void weight_item(const WeightJob* job, Py_ssize_t item, const real* x, cons
     cdef Py_ssize_t total = job.batch * job.pixels, block, block_stop, start, stop, count
     cdef Py_ssize_t image, first_image, at, p, k, t, m, rows, tiles, vectors, v, g, chunk = 0
     cdef Py_ssize_t all_tiles = ceil_div(height, FC_TILE_ROWS), all_vectors = run_pitch // lanes
-    cdef int flags
+    cdef int flags, asks
     cdef bint first = True, far = not job.packed and job.left_bytes + job.sum_bytes > FAR_BYTES
-    asked.from_, asked.at, asked.count = NULL, line, 0
+    asked.from_, asked.at, asked.count, asked.into = NULL, line, 0, FC_ASK
+    asks = FC_ASK if far else 0
     fc_ahead_begin(&coming, 0, 1)
     dw += (group * job.kg + k0) * ldw + c0 * taps
     if total == 0:
@@ -725,10 +758,10 @@ cdef void weight_item(const WeightJob* job, Py_ssize_t item, const real* x, cons
                         if far:
                             asked.count = fc_ahead_take(&coming, line, 0)
                         if real is float:
-                            fc_correlate_table_f32[far][vectors - 1][rows - 1](gradient + k * ldg, ldg, source + v * lanes,
+                            fc_correlate_table_f32[asks][vectors - 1][rows - 1](gradient + k * ldg, ldg, source + v * lanes,
                                                                             row, count, sums + at, lds, NULL, flags, &asked)
                         else:
-                            fc_correlate_table_f64[far][vectors - 1][rows - 1](gradient + k * ldg, ldg, source + v * lanes,
+                            fc_correlate_table_f64[asks][vectors - 1][rows - 1](gradient + k * ldg, ldg, source + v * lanes,
                                                                             row, count, sums + at, lds, NULL, flags, &asked)
             chunk += 1
             if chunk == WEIGHT_CHUNKS or stop == total:
@@ -893,7 +926,7 @@ cdef void columns_of_filters(const DataJob* job, const real* turned, const real*
     cdef Py_ssize_t tiles = ceil_div(count, FC_TILE_ROWS), all_tiles = ceil_div(vectors_all, FC_TILE_VECTORS)
     cdef Py_ssize_t g, i, m, k, first, rows, vectors
     cdef const real* ahead
-    asked.from_, asked.at = NULL, line
+    asked.from_, asked.at, asked.into = NULL, line, FC_ASK
     for g in range(all_tiles):
         i = vectors_all * g // all_tiles
         vectors = vectors_all * (g + 1) // all_tiles - i

@@ -133,7 +133,7 @@ cdef void product_item(const Product* job, Py_ssize_t item, const real* left, co
     cdef fc_ahead coming
     cdef ptrdiff_t[FC_AHEAD_TILE + FC_AHEAD_LINES + 1] line
     cdef fc_asked asked
-    asked.from_, asked.at = NULL, line
+    asked.from_, asked.at, asked.into = NULL, line, FC_ASK
     for g in range(g0, g1):
         these = panel_columns(job, g, lanes)
         column, columns = these.first, these.count

@@ -94,7 +94,12 @@ typedef struct {
     const char *from;
     const ptrdiff_t *at; /* bytes from there */
     ptrdiff_t count;
+    int into;
 } fc_asked;
+
+/* Where they go: the first-level cache, for what is written very soon, so that a store of a vector which lies in two lines does
+ * not wait for either; or the second, for much. */
+enum { FC_ASK_NEAR = 1, FC_ASK = 2 };
 
 /* The same for all lines of a block. */
 FC_INLINE void fc_ask_for_block(const char *at, ptrdiff_t bytes, const int level)

@@ -16,8 +16,9 @@ typedef FC_T UVEC __attribute__((vector_size(FC_VECTOR_BYTES), aligned(sizeof(FC
  * padded image it is the image shifted by one tap, in a packed panel it is the next row of the panel. a has a row
  * stride of `lda` (weights as they lie in memory), c one of `ldc`. With FC_ACCUMULATE c's old value is added, then
  * `bias` (one for each row, or NULL), then FC_RELU replaces what is below zero (and keeps NaN). With FC_PAST_CACHES, which
- * wants c and ldc at multiples of a vector, the result bypasses the caches. The lines `asked` are asked for meanwhile, if
- * `asking`. Called with constant `asking`, `rows` and `vectors` only, so that every loop over them unrolls and acc lives in registers. */
+ * wants c and ldc at multiples of a vector, the result bypasses the caches. The lines `asked` are asked for meanwhile, into
+ * the cache that `asking` says. Called with constant `asking`, `rows` and `vectors` only, so that every loop over them
+ * unrolls and acc lives in registers. */
 FC_INLINE void FC_NAME(correlate)(const int asking, const int rows, const int vectors, const FC_T *a, ptrdiff_t lda, const FC_T *b,
                                   const ptrdiff_t *offset, ptrdiff_t n, FC_T *c, ptrdiff_t ldc, const FC_T *bias,
                                   int flags, const fc_asked *asked)
@@ -36,7 +37,7 @@ FC_UNROLL
         const FC_T *row = b + offset[r];
         VEC right[FC_TILE_VECTORS];
         if (asking) {
-            fc_ask_for((const char *)((uintptr_t)from + (uintptr_t)*ask), 2);
+            fc_ask_for((const char *)((uintptr_t)from + (uintptr_t)*ask), asking == FC_ASK_NEAR ? 3 : 2);
             ask += ask < last;
         }
 FC_UNROLL
@@ -110,7 +111,9 @@ typedef void (*FC_NAME(correlate_fn))(const FC_T *, ptrdiff_t, const FC_T *, con
     {                                                                                                                \
         FC_NAME(correlate)(ASKING, R, V, a, lda, b, offset, n, c, ldc, bias, flags, asked);                          \
     }
-#define CORRELATE(R, V) CORRELATE_TILE(correlate, 0, R, V) CORRELATE_TILE(correlate_asking, 1, R, V)
+#define CORRELATE(R, V)                                                                                              \
+    CORRELATE_TILE(correlate, 0, R, V)                                                                               \
+    CORRELATE_TILE(correlate_asking, FC_ASK_NEAR, R, V) CORRELATE_TILE(correlate_asking_l2, FC_ASK, R, V)
 #define CORRELATE_ROWS(V) CORRELATE(1, V) CORRELATE(2, V) CORRELATE(3, V) CORRELATE(4, V) CORRELATE(5, V) CORRELATE(6, V)
 #define CORRELATE_TABLE(NAME, V)                                                                                     \
     {                                                                                                                \
@@ -126,7 +129,7 @@ CORRELATE_ROWS(4)
 #endif
 
 /* By asking, then vectors - 1, then rows - 1. */
-static const FC_NAME(correlate_fn) FC_NAME(correlate_table)[2][FC_TILE_VECTORS][FC_TILE_ROWS] = {
+static const FC_NAME(correlate_fn) FC_NAME(correlate_table)[3][FC_TILE_VECTORS][FC_TILE_ROWS] = {
     {
         CORRELATE_TABLE(correlate, 1), CORRELATE_TABLE(correlate, 2),
 #if FC_TILE_VECTORS == 4
@@ -137,6 +140,12 @@ static const FC_NAME(correlate_fn) FC_NAME(correlate_table)[2][FC_TILE_VECTORS][
         CORRELATE_TABLE(correlate_asking, 1), CORRELATE_TABLE(correlate_asking, 2),
 #if FC_TILE_VECTORS == 4
         CORRELATE_TABLE(correlate_asking, 3), CORRELATE_TABLE(correlate_asking, 4),
+#endif
+    },
+    {
+        CORRELATE_TABLE(correlate_asking_l2, 1), CORRELATE_TABLE(correlate_asking_l2, 2),
+#if FC_TILE_VECTORS == 4
+        CORRELATE_TABLE(correlate_asking_l2, 3), CORRELATE_TABLE(correlate_asking_l2, 4),
 #endif
     },
 };
@@ -590,6 +599,30 @@ static void FC_NAME(pack_runs)(FC_T *to, ptrdiff_t width, const FC_T *flat, cons
                 if (ahead)
                     __builtin_prefetch(source + k + ahead);
                 *(UVEC *)(target + k) = *(const UVEC *)(source + k);
+            }
+        }
+    }
+}
+
+/* The same of every second element, and of several panels at a time: from the image itself, for a 1x1 filter that moves by two
+ * columns. Each of its planes is walked through once, and the next one is prefetched. Nothing behind `end` is read. */
+static void FC_NAME(pack_second_runs)(FC_T *to, ptrdiff_t width, const FC_T *image, const ptrdiff_t *offset, ptrdiff_t rows,
+                                      const fc_run *run, ptrdiff_t runs, const FC_T *end)
+{
+    const ptrdiff_t ahead = rows > 1 ? offset[1] - offset[0] : 0;
+    for (ptrdiff_t r = 0; r < rows; r++, to += width) {
+        for (ptrdiff_t i = 0; i < runs; i++) {
+            const FC_T *source = image + offset[r] + run[i].from;
+            FC_T *target = to + run[i].to;
+            for (ptrdiff_t k = 0; k < run[i].count; k += LANES, source += 2 * LANES) {
+                if (end - source < 2 * LANES) {
+                    for (; k < run[i].count; k++, source += 2)
+                        target[k] = *source;
+                    break;
+                }
+                __builtin_prefetch(source + ahead);
+                __builtin_prefetch(source + ahead + LANES);
+                *(UVEC *)(target + k) = FC_NAME(even)(*(const UVEC *)source, *(const UVEC *)(source + LANES));
             }
         }
     }
