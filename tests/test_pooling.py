@@ -140,6 +140,30 @@ def test_many_small_planes(size, window, dtype, engine):
 
 
 @pytest.mark.parametrize("dtype", FLOATS)
+@pytest.mark.parametrize("window", [(3, 2, 1, 1), (3, 1, 1, 1), (5, 1, 2, 1), (4, 3, 1, 1), (3, 1, 2, 2),
+                                    ((2, 5), (3, 1), (1, 2), (2, 1))], ids=str)
+@pytest.mark.parametrize("size", [(7, 7), (9, 10), (20, 31)], ids=str)
+def test_planes_that_do_not_fill_the_last_vector(size, window, dtype, engine):
+    """Of small planes a vector holds some side by side; the last ones are less than that."""
+    kernel, stride, padding, dilation = window
+    rng, shape = np.random.default_rng(6), (1, 37, *size)
+    x = rng.integers(-3, 4, shape).astype(dtype)
+    x[0, 5], x[0, 36, 2, 3], x[0, 20, 4:, 1] = -np.inf, np.nan, np.nan
+    expected = reference.max_pool2d(x, kernel, stride, padding, dilation, return_indices=True)
+    for found, right in zip(fastconv.max_pool2d(x, kernel, stride, padding, dilation, return_indices=True), expected,
+                            strict=True):
+        np.testing.assert_array_equal(found, right)
+    np.testing.assert_array_equal(fastconv.max_pool2d(x, kernel, stride, padding, dilation), expected[0])
+    x = rng.integers(1, 9, shape).astype(dtype)
+    y = fastconv.avg_pool2d(x, kernel, stride, padding, dilation=dilation)
+    np.testing.assert_allclose(y, reference.avg_pool2d(x, kernel, stride, padding, dilation=dilation), rtol=1e-6)
+    dout = rng.integers(1, 9, y.shape).astype(dtype)
+    np.testing.assert_allclose(
+        fastconv.avg_pool2d_backward(dout, shape, kernel, stride, padding, dilation=dilation),
+        reference.avg_pool2d_backward(dout, shape, kernel, stride, padding, dilation=dilation), rtol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
 @pytest.mark.parametrize("window", GUESSES, ids=str)
 def test_one_index_outside_its_plane(window, dtype, engine):
     """Also where the window would have a cell there, if the image went on."""

@@ -91,13 +91,12 @@ static void FC_ELEMENT(to_every)(FC_T *to, ptrdiff_t step, const FC_T *from, ptr
     }
 }
 
-/* to[j*pitch_to + i] = from[i][at + j] for i < rows, j < columns. Tiles at the ends lie over those before them. `ahead` bytes
- * further on is what will be turned next (0: nothing). */
+/* to[j*pitch_to + i] = from[i][at + j] for i < rows, j < columns. Tiles and blocks at the ends lie over those
+ * before them. `ahead` bytes further on is what will be turned next (0: nothing). */
 static void FC_ELEMENT(transpose)(FC_T *to, ptrdiff_t pitch_to, const FC_T *const *from, ptrdiff_t at, ptrdiff_t rows,
                                   ptrdiff_t columns, ptrdiff_t ahead, int past)
 {
 #ifdef FC_TILES
-    const ptrdiff_t least = rows < columns ? rows : columns;
     FC_TILES(FC_TRANSPOSE)
 #endif
     for (ptrdiff_t i = 0; i < rows; i++)

@@ -92,9 +92,11 @@ FC_INLINE void FC_NAME(stream)(FC_T *to, VEC v)
 #define PIECES(row, at)                                                                                               \
     (VEC)fc_four_pieces((row)[0] + (at), (row)[PIECE] + (at), (row)[2 * PIECE] + (at), (row)[3 * PIECE] + (at))
 #define PIECES_APART(at, step) (VEC)fc_four_pieces(at, (at) + (step), (at) + 2 * (step), (at) + 3 * (step))
+#define STORE_PIECES(at, step, v) fc_store_four_pieces(at, (at) + (step), (at) + 2 * (step), (at) + 3 * (step), (__m512i)(v))
 #else
 #define PIECES(row, at) (VEC)fc_two_pieces((row)[0] + (at), (row)[PIECE] + (at))
 #define PIECES_APART(at, step) (VEC)fc_two_pieces(at, (at) + (step))
+#define STORE_PIECES(at, step, v) fc_store_two_pieces(at, (at) + (step), (__m256i)(v))
 #endif
 #define PAIRS(op, a, b) (VEC)FC_PASTE(FC_PREFIX, op, _pd)((PAIR_VEC)(a), (PAIR_VEC)(b))
 
@@ -138,6 +140,7 @@ FC_UNROLL
 #define PIECE FC_LANES
 #define PIECES(row, at) FC_NAME(load)((row)[0] + (at))
 #define PIECES_APART(at, step) FC_NAME(load)(at)
+#define STORE_PIECES(at, step, v) FC_NAME(store)(at, v)
 FC_INLINE void FC_NAME(load_tile)(const FC_T *const *from, ptrdiff_t at, ptrdiff_t ahead, const int level, VEC *row)
 {
 FC_UNROLL
@@ -176,6 +179,23 @@ FC_INLINE void FC_NAME(transpose_tile)(FC_T *to, ptrdiff_t pitch_to, const FC_T 
     FC_NAME(turn)(row);
 FC_UNROLL
     for (int i = 0; i < FC_LANES; i++)
+        FC_NAME(store)(to + i * pitch_to, row[i]);
+}
+
+/* The same for a block of so many columns as are 16 bytes, j < PIECE. */
+FC_INLINE void FC_NAME(transpose_block)(FC_T *to, ptrdiff_t pitch_to, const FC_T *const *from, ptrdiff_t at, ptrdiff_t ahead)
+{
+    VEC row[PIECE];
+FC_UNROLL
+    for (int i = 0; i < PIECE; i++)
+        row[i] = PIECES(from + i, at);
+    if (ahead)
+FC_UNROLL
+        for (int j = 0; j < FC_LANES; j++)
+            fc_ask_for((const char *)(from[j] + at) + ahead, 2);
+    FC_NAME(turn_blocks)(row);
+FC_UNROLL
+    for (int i = 0; i < PIECE; i++)
         FC_NAME(store)(to + i * pitch_to, row[i]);
 }
 
@@ -231,6 +251,22 @@ FC_UNROLL
                 FC_NAME(stream)(to[r + j] + at + k * FC_LANES, row[k][j]);
     }
 }
+/* The same for PIECE rows and LANES columns: to[j*pitch_to + i] = from[i][at + j], i < PIECE. */
+FC_INLINE void FC_NAME(transpose_rows)(FC_T *to, ptrdiff_t pitch_to, const FC_T *const *from, ptrdiff_t at, ptrdiff_t ahead)
+{
+    VEC row[PIECE];
+FC_UNROLL
+    for (int i = 0; i < PIECE; i++) {
+        row[i] = FC_NAME(load)(from[i] + at);
+        if (ahead)
+            fc_ask_for((const char *)(from[i] + at) + ahead, 2);
+    }
+    FC_NAME(turn_blocks)(row);
+FC_UNROLL
+    for (int i = 0; i < PIECE; i++)
+        STORE_PIECES(to + i * pitch_to, PIECE * pitch_to, row[i]);
+}
+#undef STORE_PIECES
 #undef PIECES_APART
 #undef PIECES
 #undef PIECE

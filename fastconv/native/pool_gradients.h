@@ -2,8 +2,7 @@
  *
  * Nothing is scattered: each row of the output gradient is divided and spread along its windows' columns once, and a row of
  * the input gradient is the sum of the spread rows of the windows it is in. The common windows (2x2 or 3x3, stride 1 or 2) go
- * by strips, in registers: each cell asks the few windows it is in for their shares. Small planes are turned, so that vectors
- * run across planes, and done in the same way. */
+ * by strips, in registers: each cell asks the few windows it is in for their shares. */
 
 #if FC_BYTES == FC_VECTOR_BYTES
 
@@ -389,88 +388,6 @@ static void FC_NAME(avg_gradient_planes)(const fc_pooling *p, const fc_shared *a
         ((FC_T *)scratch)[i] = 0;
     for (; first < stop; first++)
         FC_NAME(ask_table)[a->window](p, a, (const FC_T *)p->x + first * count, (p->planes - first) * count, out, scratch);
-}
-
-/* --- average of small planes ---------------------------------------------------------------------------------------- */
-
-/* `count` sums of n vectors: those at `offset` from `from`, which moves on by `step`. */
-FC_INLINE void FC_NAME(turned_sum)(const ptrdiff_t n, const FC_T *from, ptrdiff_t step, const ptrdiff_t *offset, FC_T *to,
-                                   ptrdiff_t step_to, ptrdiff_t count)
-{
-    for (; count > 0; count--, from += step, to += step_to) {
-        VEC sum = {0};
-        if (n > 0)
-            sum = FC_NAME(load)(from + offset[0]);
-        for (ptrdiff_t i = 1; i < n; i++)
-            sum += FC_NAME(load)(from + offset[i]);
-        FC_NAME(store)(to, sum);
-    }
-}
-
-static void FC_NAME(turned_sums)(ptrdiff_t n, const FC_T *from, ptrdiff_t step, const ptrdiff_t *offset, FC_T *to,
-                                 ptrdiff_t step_to, ptrdiff_t count)
-{
-    if (n == 1)
-        FC_NAME(turned_sum)(1, from, step, offset, to, step_to, count);
-    else if (n == 2)
-        FC_NAME(turned_sum)(2, from, step, offset, to, step_to, count);
-    else if (n == 3)
-        FC_NAME(turned_sum)(3, from, step, offset, to, step_to, count);
-    else
-        FC_NAME(turned_sum)(n, from, step, offset, to, step_to, count);
-}
-
-/* For each of `size` cells along an axis the windows that it is in, times `step`: those of cell c are window[begin[c]] up to
- * window[begin[c + 1]]. */
-static void FC_NAME(list_windows)(ptrdiff_t size, ptrdiff_t windows, ptrdiff_t taps, ptrdiff_t stride, ptrdiff_t dilation,
-                                  ptrdiff_t pad, ptrdiff_t step, ptrdiff_t *begin, ptrdiff_t *window)
-{
-    ptrdiff_t listed = 0;
-    for (ptrdiff_t c = 0; c < size; c++) {
-        begin[c] = listed;
-        for (ptrdiff_t q = 0; q < windows; q++) {
-            const ptrdiff_t from = c + pad - q * stride;
-            if (from >= 0 && from % dilation == 0 && from / dilation < taps)
-                window[listed++] = q * step;
-        }
-    }
-    begin[size] = listed;
-}
-
-/* Planes [first, stop), LANES of them at a time: a vector is what they have at one place. */
-static void FC_NAME(avg_gradient_turned)(const fc_pooling *p, ptrdiff_t first, ptrdiff_t stop, fc_sink *out, char *scratch)
-{
-    const ptrdiff_t w = p->w, h = p->h, ow = p->ow, oh = p->oh, windows = oh * ow, cells = h * w;
-    FC_T *const shares = (FC_T *)scratch, *const lines = shares + windows * LANES, *const sums = lines + oh * w * LANES;
-    FC_T *const spare = sums + cells * LANES; /* a plane that is not there */
-    ptrdiff_t *const columns = (ptrdiff_t *)(scratch + fc_round_up((char *)(spare + cells) - scratch, 8));
-    ptrdiff_t *const rows = columns + w + 1, *const column = rows + h + 1, *const row = column + ow * p->kw;
-    FC_NAME(list_windows)(w, ow, p->kw, p->sw, p->dw, p->left, LANES, columns, column);
-    FC_NAME(list_windows)(h, oh, p->kh, p->sh, p->dh, p->top, w * LANES, rows, row);
-    for (; first < stop; first += LANES) {
-        const ptrdiff_t count = fc_min(LANES, stop - first);
-        const FC_T *from[FC_LANES];
-        FC_T *to[FC_LANES];
-        for (ptrdiff_t i = 0; i < LANES; i++) {
-            from[i] = (const FC_T *)p->x + (first + (i < count ? i : 0)) * windows;
-            to[i] = i < count ? (FC_T *)out->at + i * cells : spare;
-        }
-        FC_ELEMENT(transpose)(shares, LANES, from, 0, LANES, windows, LANES * windows * (ptrdiff_t)sizeof(FC_T), 0);
-        for (ptrdiff_t y = 0; y < oh; y++) {
-            const FC_T *divisors = (const FC_T *)p->divisors + p->divisor[y] * p->divisor_step;
-            for (ptrdiff_t q = 0; q < ow; q++) {
-                FC_T *const share = shares + (y * ow + q) * LANES;
-                FC_NAME(store)(share, FC_NAME(load)(share) / FC_NAME(all)(divisors[q]));
-            }
-        }
-        for (ptrdiff_t c = 0; c < w; c++)
-            FC_NAME(turned_sums)(columns[c + 1] - columns[c], shares, ow * LANES, column + columns[c], lines + c * LANES,
-                                 w * LANES, oh);
-        for (ptrdiff_t r = 0; r < h; r++)
-            FC_NAME(turned_sums)(rows[r + 1] - rows[r], lines, LANES, row + rows[r], sums + r * w * LANES, LANES, w);
-        FC_ELEMENT(transpose_to)(to, 0, sums, LANES, LANES, cells, 0, 0);
-        fc_written(out, count * cells * (ptrdiff_t)sizeof(FC_T));
-    }
 }
 
 #undef VEC

@@ -380,6 +380,32 @@ static const FC_NAME(rows_fn) FC_NAME(rows_table)[3][2] = {ROWS_TABLE(MAX), ROWS
 #undef ROWS_TABLE
 #endif
 
+/* Rows of less than LANES windows. Where these have all their cells, the lanes behind them need no care: what they are made of
+ * lies in the rows to come, and so does what they are stored to, but for the last planes of all. */
+static void FC_NAME(walk_narrow)(const fc_pooling *p, int window, fc_walk walk)
+{
+    const ptrdiff_t size = (ptrdiff_t)sizeof(FC_T), span = (LANES - 1) * p->sw + p->kw, all = p->planes * p->h * p->w;
+    const ptrdiff_t result = walk.rows * p->ow, last = (walk.row + walk.rows - 1) * p->sh + p->kh - 1 - p->top;
+    ptrdiff_t planes = p->left || (p->ow - 1) * p->sw + p->kw > p->w ? 0 : walk.planes;
+    while (planes > 0 && (((walk.plane + planes - 1) * p->h + fc_min(last, p->h - 1)) * p->w + span > all ||
+                          planes * result - p->ow + LANES > walk.room))
+        planes--;
+    const ptrdiff_t rest = walk.planes - planes;
+    if (planes) {
+        walk.planes = planes;
+        FC_NAME(walk_table)[p->what][window][0](p, &walk);
+        walk.plane += planes;
+        walk.out = (char *)walk.out + planes * result * size;
+        walk.room -= planes * result;
+        if (p->what == FC_POOL_PLACE)
+            walk.indices += planes * result;
+    }
+    if (rest) {
+        walk.planes = rest;
+        FC_NAME(walk_table)[p->what][window][1](p, &walk);
+    }
+}
+
 /* Rows [first, stop) of output, counted through all planes. */
 static void FC_NAME(pool_strips)(const fc_pooling *p, const fc_strips *plan, ptrdiff_t first, ptrdiff_t stop,
                                  fc_sink *out, fc_sink *indices, char *scratch)
@@ -402,8 +428,8 @@ static void FC_NAME(pool_strips)(const fc_pooling *p, const fc_strips *plan, ptr
         walk.rows = p->oh - walk.row < plan->band ? p->oh - walk.row : plan->band;
         walk.rows = stop - first < walk.rows ? stop - first : walk.rows;
         walk.planes = 1;
-        if (walk.rows == p->oh && stop - first >= plan->planes * p->oh)
-            walk.planes = plan->planes;
+        if (walk.rows == p->oh)
+            walk.planes = fc_min(plan->planes, (stop - first) / p->oh);
         /* prefetch in the order of memory, a band ahead, whatever the order in which strips need it */
         walk.ahead = (const char *)p->x + (walk.plane * p->h + walk.row * p->sh) * p->w * size + distance;
         walk.room = (out->end - out->at) / size;
@@ -420,7 +446,10 @@ static void FC_NAME(pool_strips)(const fc_pooling *p, const fc_strips *plan, ptr
                 walk.column = p->ow - LANES; /* the last strip covers some windows a second time */
             const ptrdiff_t from = walk.column * p->sw - p->left;
             const int edge = from < 0 || from + (LANES - 1) * p->sw + p->kw > p->w || walk.column + LANES > p->ow;
-            FC_NAME(walk_table)[p->what][plan->window][edge](p, &walk);
+            if (edge && p->ow < LANES)
+                FC_NAME(walk_narrow)(p, plan->window, walk);
+            else
+                FC_NAME(walk_table)[p->what][plan->window][edge](p, &walk);
         }
         const ptrdiff_t rows = walk.rows * walk.planes;
         fc_written(out, rows * p->ow * size);

@@ -6,6 +6,7 @@
  * pool_strips.h   the common small windows, in registers: LANES windows side by side (a strip) walk down the rows; with
  *                 stride 2, where memory is the limit, strips of one row follow each other.
  * pool_any.h      any window, row by row through buffers in L1; and whole planes.
+ * pool_turned.h   small planes, so that vectors run across planes.
  * pool_gradients.h    the gradient of an average.
  * pool_chosen.h       the gradient of a maximum.
  *
@@ -165,9 +166,71 @@ static int fc_guess(const fc_chosen *a, const fc_pooling *p, const int64_t *indi
     return -1;
 }
 
+/* Rows of a plane that windows look at. */
+static ptrdiff_t fc_turned_rows(const fc_pooling *p)
+{
+    return fc_min(p->h, (p->oh - 1) * p->sh - p->top + (p->kh - 1) * p->dh + 1);
+}
+
+/* What one of the numbers along an axis is made of: so many of the other ones, from one on, in steps. */
+typedef struct {
+    ptrdiff_t count, first, step;
+} fc_turned;
+
+/* For each window along an axis its cells, out of `size`. */
+static void fc_cells_of(ptrdiff_t windows, ptrdiff_t stride, ptrdiff_t pad, ptrdiff_t taps, ptrdiff_t dilation, ptrdiff_t size,
+                        fc_turned *to)
+{
+    for (ptrdiff_t q = 0; q < windows; q++) {
+        const ptrdiff_t start = q * stride - pad, before = start < 0 ? (-start + dilation - 1) / dilation : 0;
+        to[q].first = start + before * dilation;
+        to[q].count = fc_min(taps - before, (size - to[q].first + dilation - 1) / dilation);
+        to[q].step = dilation;
+    }
+}
+
+/* For each cell along an axis the windows that it is in. */
+static void fc_windows_of(ptrdiff_t size, ptrdiff_t stride, ptrdiff_t pad, ptrdiff_t taps, ptrdiff_t dilation,
+                          ptrdiff_t windows, fc_turned *to)
+{
+    for (ptrdiff_t c = 0; c < size; c++) {
+        to[c] = (fc_turned){0, 0, 0};
+        for (ptrdiff_t q = 0; q < windows; q++) {
+            const ptrdiff_t from = c + pad - q * stride;
+            if (from < 0 || from % dilation || from / dilation >= taps)
+                continue;
+            if (to[c].count == 0)
+                to[c].first = q;
+            else if (to[c].count == 1)
+                to[c].step = q - to[c].first;
+            to[c].count++;
+        }
+    }
+}
+
+/* Columns that are dealt with alike, in steps of the stride: runs of those in more than `alone` windows, and of those in as
+ * many, each in the window behind that of the one before. Returns how many runs there are. */
+static ptrdiff_t fc_alike(const fc_turned *columns, ptrdiff_t size, ptrdiff_t stride, ptrdiff_t alone, fc_turned *run)
+{
+    ptrdiff_t runs = 0;
+    for (ptrdiff_t e = 0; e < stride; e++)
+        for (ptrdiff_t c = e, last = -1; c < size; last = columns[c].count ? c : -1, c += stride) {
+            if (columns[c].count == 0)
+                continue;
+            const int more = columns[c].count > alone;
+            if (last >= 0 && more == (columns[last].count > alone) && (more || columns[c].first == columns[last].first + 1))
+                run[runs - 1].count++;
+            else
+                run[runs++] = (fc_turned){1, c, stride};
+        }
+    return runs;
+}
+
 #define FC_TEMPLATE "pool_strips.h"
 #include "each_vector.h"
 #define FC_TEMPLATE "pool_any.h"
+#include "each_vector.h"
+#define FC_TEMPLATE "pool_turned.h"
 #include "each_vector.h"
 #define FC_TEMPLATE "pool_gradients.h"
 #include "each_vector.h"
@@ -176,7 +239,8 @@ static int fc_guess(const fc_chosen *a, const fc_pooling *p, const int64_t *indi
 
 /* --- plans: what is done with a pooling, and the scratch that takes ----------------------------------------------- */
 
-enum { FC_POOL_STRIPS, FC_POOL_ANY, FC_POOL_PLANES, FC_POOL_SPREAD, FC_POOL_CHOSEN, FC_POOL_SHARED, FC_POOL_TURNED };
+enum { FC_POOL_STRIPS, FC_POOL_ANY, FC_POOL_TURNED, FC_POOL_PLANES, FC_POOL_SPREAD, FC_POOL_CHOSEN, FC_POOL_SHARED,
+       FC_POOL_SPREAD_TURNED };
 
 typedef struct {
     fc_pooling p;
@@ -255,19 +319,42 @@ static fc_shared fc_plan_shared(const fc_pooling *p, ptrdiff_t itemsize, int win
     return a;
 }
 
+/* Lanes of the vectors in which rows of so many windows go by strips: half as many while half of them would not be used. */
+static ptrdiff_t fc_strip_lanes(ptrdiff_t windows, ptrdiff_t itemsize)
+{
+    ptrdiff_t lanes = FC_VECTOR_BYTES / itemsize;
+    while (lanes > 16 / itemsize && windows <= lanes / 2)
+        lanes /= 2;
+    return lanes;
+}
+
+/* Are strips worse than planes that are turned? Windows that reach out of the image need care in each strip, unless they fill
+ * long vectors. */
+static int fc_strips_lose(const fc_pooling *p, ptrdiff_t itemsize)
+{
+    enum { CELLS = 100 };
+    const ptrdiff_t lanes = fc_strip_lanes(p->ow, itemsize);
+    const int inside = !p->left && (p->ow - 1) * p->sw + p->kw <= p->w;
+    return !inside && p->h * p->w <= CELLS && (lanes * itemsize == 16 || p->ow > lanes || 8 * p->ow < 7 * lanes);
+}
+
 /* Bytes of a thread's scratch for planes that are so small that they are turned; 0: they are not. Common windows go by strips
  * otherwise, which fill vectors better as rows get longer. */
-static ptrdiff_t fc_plan_turned(const fc_pooling *p, ptrdiff_t itemsize, int common)
+static ptrdiff_t fc_plan_turned(const fc_pooling *p, int backward, ptrdiff_t itemsize, int common)
 {
-    enum { COMMON_BYTES = 512, CELLS = 256 };
-    const ptrdiff_t lanes = FC_VECTOR_BYTES / itemsize, cells = p->h * p->w, windows = p->oh * p->ow;
-    const ptrdiff_t lists = fc_max(p->oh * p->kh, p->ow * p->kw);
-    if (p->planes < lanes || fc_max(cells, windows) > CELLS || fc_max(p->oh * p->w, lists) > 4 * CELLS)
+    enum { COMMON_BYTES = 512, CELLS = 1024 };
+    const ptrdiff_t lanes = FC_VECTOR_BYTES / itemsize, windows = p->oh * p->ow;
+    const ptrdiff_t h = backward ? p->h : fc_turned_rows(p), cells = h * p->w, parts = backward ? p->oh * p->w : h * p->ow;
+    if (p->planes < lanes || fc_max(cells, windows) > CELLS || fc_max(parts, p->h + p->w + p->oh + p->ow) > 4 * CELLS)
         return 0;
-    if (common && (lanes < 4 || cells * itemsize > COMMON_BYTES))
+    if (common && !(backward ? lanes >= 4 && cells * itemsize <= COMMON_BYTES : fc_strips_lose(p, itemsize)))
         return 0;
-    return (windows + p->oh * p->w + cells) * FC_VECTOR_BYTES + fc_round_up(cells * itemsize, 8) +
-           (p->w + p->h + 2 + p->ow * p->kw + p->oh * p->kh) * 8;
+    if (backward)
+        return (windows + parts + 2 * cells + 1) * FC_VECTOR_BYTES + (p->h + 2 * p->w) * (ptrdiff_t)sizeof(fc_turned) +
+               cells * (ptrdiff_t)sizeof(void *);
+    const ptrdiff_t placed = p->what == FC_POOL_PLACE;
+    return (cells + (1 + placed) * (parts + windows) + placed * windows) * FC_VECTOR_BYTES +
+           (p->oh + p->ow) * (ptrdiff_t)sizeof(fc_turned) + fc_round_up(windows * itemsize, 8);
 }
 
 static fc_chosen fc_plan_guesses(const fc_pooling *p, ptrdiff_t itemsize)
@@ -333,12 +420,12 @@ static fc_pool_plan fc_plan_pool(const fc_pooling *pooling, int way, ptrdiff_t i
                 if (p->kh == fc_guesses[g].k && p->kw == p->kh && p->sh == fc_guesses[g].s && p->sw == p->sh && p->dh == 1 &&
                     p->dw == 1 && p->top == fc_guesses[g].pad && p->left == p->top)
                     window = g;
-        const ptrdiff_t turned = way == FC_POOL_SPREAD ? fc_plan_turned(p, itemsize, window >= 0) : 0;
+        const ptrdiff_t turned = way == FC_POOL_SPREAD ? fc_plan_turned(p, 1, itemsize, window >= 0) : 0;
         if (way == FC_POOL_CHOSEN) {
             plan.chosen = fc_plan_chosen(p, itemsize);
             cells = plan.chosen.cells;
         } else if (turned) {
-            plan.way = FC_POOL_TURNED;
+            plan.way = FC_POOL_SPREAD_TURNED;
             cells = plan.lanes * p->h * p->w;
         } else if (window >= 0) {
             plan.way = FC_POOL_SHARED;
@@ -363,10 +450,14 @@ static fc_pool_plan fc_plan_pool(const fc_pooling *pooling, int way, ptrdiff_t i
         plan.piece = cells = p->ow;
         if (p->oh == 1 && p->ow == 1 && p->kh == p->h && p->kw == p->w && p->dh == 1 && p->dw == 1 && !p->top && !p->left) {
             plan.way = FC_POOL_PLANES;
+        } else if ((plan.bytes = fc_plan_turned(p, 0, itemsize, window >= 0))) {
+            plan.way = FC_POOL_TURNED;
+            plan.pieces = p->planes;
+            plan.piece = p->oh * p->ow;
+            cells = plan.lanes * plan.piece;
         } else if (window >= 0) {
             plan.way = FC_POOL_STRIPS;
-            while (plan.lanes > 16 / itemsize && p->ow <= plan.lanes / 2)
-                plan.lanes /= 2;
+            plan.lanes = fc_strip_lanes(p->ow, itemsize);
             plan.strips = fc_plan_strips(p, window, itemsize, plan.lanes);
             cells = plan.strips.cells;
             plan.bytes = plan.strips.kept;
@@ -436,12 +527,17 @@ static int fc_pool_pieces(const fc_pool_plan *plan, void *out, int64_t *indices,
             FC_WIDE_F32(pool_any)(&plan->p, &plan->any, first, stop, &to, &places, scratch);
         else
             FC_WIDE_F64(pool_any)(&plan->p, &plan->any, first, stop, &to, &places, scratch);
+    } else if (plan->way == FC_POOL_TURNED) {
+        if (size == 4)
+            FC_WIDE_F32(pool_turned)(&plan->p, first, stop, &to, &places, scratch);
+        else
+            FC_WIDE_F64(pool_turned)(&plan->p, first, stop, &to, &places, scratch);
     } else if (plan->way == FC_POOL_SPREAD) {
         if (size == 4)
             FC_WIDE_F32(avg_gradient)(&plan->p, &plan->spread, first, stop, &to, scratch);
         else
             FC_WIDE_F64(avg_gradient)(&plan->p, &plan->spread, first, stop, &to, scratch);
-    } else if (plan->way == FC_POOL_TURNED) {
+    } else if (plan->way == FC_POOL_SPREAD_TURNED) {
         if (size == 4)
             FC_WIDE_F32(avg_gradient_turned)(&plan->p, first, stop, &to, scratch);
         else

@@ -26,11 +26,21 @@ FC_INLINE __m256i fc_two_pieces(const void *a, const void *b)
 {
     return _mm256_inserti128_si256(_mm256_castsi128_si256(_mm_loadu_si128(a)), _mm_loadu_si128(b), 1);
 }
+FC_INLINE void fc_store_two_pieces(void *a, void *b, __m256i v)
+{
+    _mm_storeu_si128(a, _mm256_castsi256_si128(v));
+    _mm_storeu_si128(b, _mm256_extracti128_si256(v, 1));
+}
 #endif
 #if defined(__AVX512F__)
 FC_INLINE __m512i fc_four_pieces(const void *a, const void *b, const void *c, const void *d)
 { /* by halves: where long vectors take two turns, each piece put into one would */
     return _mm512_inserti64x4(_mm512_castsi256_si512(fc_two_pieces(a, b)), fc_two_pieces(c, d), 1);
+}
+FC_INLINE void fc_store_four_pieces(void *a, void *b, void *c, void *d, __m512i v)
+{
+    fc_store_two_pieces(a, b, _mm512_castsi512_si256(v));
+    fc_store_two_pieces(c, d, _mm512_extracti64x4_epi64(v, 1));
 }
 #endif
 
@@ -49,7 +59,10 @@ FC_INLINE __m512i fc_four_pieces(const void *a, const void *b, const void *c, co
 #define FC_WIDE_F64(name) fc_##name##_f64x2
 #endif
 
-/* Transposition in tiles of the largest size that fits, or past the caches in whole lines. */
+FC_INLINE ptrdiff_t fc_least(ptrdiff_t a, ptrdiff_t b) { return a < b ? a : b; }
+
+/* Transposition in tiles of the largest size that fits, or past the caches in whole lines. What is left of rows and columns
+ * goes by blocks of 16 bytes, unless they would make a tile. */
 #define FC_TRANSPOSE(name)                                                                                            \
     if (past && rows % fc_line_##name == 0 && columns >= fc_piece_##name) {                                           \
         for (ptrdiff_t part = 0; part < columns; part += fc_line_##name) /* lines that are read are used up, too */    \
@@ -61,13 +74,30 @@ FC_INLINE __m512i fc_four_pieces(const void *a, const void *b, const void *c, co
                 }                                                                                                     \
         return;                                                                                                       \
     }                                                                                                                 \
-    if (least >= fc_lanes_##name) {                                                                                   \
-        const ptrdiff_t side = fc_lanes_##name;                                                                       \
-        for (ptrdiff_t j = 0; j < columns; j += side) {                                                               \
-            const ptrdiff_t c = j + side <= columns ? j : columns - side;                                             \
-            for (ptrdiff_t i = 0; i < rows; i += side) {                                                              \
-                const ptrdiff_t r = i + side <= rows ? i : rows - side;                                               \
-                fc_transpose_tile_##name(to + c * pitch_to + r, pitch_to, from + r, at + c, ahead);                   \
+    if (rows >= fc_lanes_##name && columns >= fc_piece_##name) {                                                      \
+        const ptrdiff_t side = fc_lanes_##name, piece = fc_piece_##name; /* blocks of rows need more stores */        \
+        const ptrdiff_t down = columns < side ? rows : rows - fc_least(side - piece, side / 2);                       \
+        ptrdiff_t j = 0, i = 0;                                                                                       \
+        if (columns >= side)                                                                                          \
+            for (; columns - j > side - piece; j += side) {                                                           \
+                const ptrdiff_t c = fc_least(j, columns - side);                                                      \
+                for (i = 0; i < down; i += side) {                                                                    \
+                    const ptrdiff_t r = fc_least(i, rows - side);                                                     \
+                    fc_transpose_tile_##name(to + c * pitch_to + r, pitch_to, from + r, at + c, ahead);               \
+                }                                                                                                     \
+            }                                                                                                         \
+        for (; j < columns; j += piece) {                                                                             \
+            const ptrdiff_t c = fc_least(j, columns - piece);                                                         \
+            for (i = 0; i < down; i += side) {                                                                        \
+                const ptrdiff_t r = fc_least(i, rows - side);                                                         \
+                fc_transpose_block_##name(to + c * pitch_to + r, pitch_to, from + r, at + c, ahead);                  \
+            }                                                                                                         \
+        }                                                                                                             \
+        for (; i < rows; i += piece) {                                                                                \
+            const ptrdiff_t r = fc_least(i, rows - piece);                                                            \
+            for (j = 0; j < columns; j += side) {                                                                     \
+                const ptrdiff_t c = fc_least(j, columns - side);                                                      \
+                fc_transpose_rows_##name(to + c * pitch_to + r, pitch_to, from + r, at + c, ahead);                   \
             }                                                                                                         \
         }                                                                                                             \
         return;                                                                                                       \
