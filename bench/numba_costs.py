@@ -1,6 +1,6 @@
 """What ``auto`` takes on the Numba backend beside what is fastest: ``python bench/numba_costs.py``.
 
-Times direct and Winograd's convolution in turns, forward and backward data, and compares them with the estimates of
+Times direct and Winograd's convolution in turns, forward and both gradients, and compares them with the estimates of
 ``fastconv/jit/costs.py``: prints each geometry where the slower one is estimated to be the faster one, by how much that is
 slower, and quantiles of the estimates over the times (in units of the definition's arithmetic at the peak that is measured
 for the tables, so that only their spread tells something). A minute on one thread.
