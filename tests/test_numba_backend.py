@@ -541,6 +541,22 @@ def test_other_ways_of_direct_convolution(case, monkeypatch, assert_accurate):
 
 
 @needs_numba
+def test_whole_lines_between_images_are_stored_nowhere(monkeypatch, assert_accurate):
+    """Four images in one flat copy, with a row between them that is as long as a tile. (Such images are not put together.)"""
+    from fastconv import reference
+    from fastconv.jit import direct
+
+    rng = np.random.default_rng(0)
+    x, weight = (rng.standard_normal(shape, dtype=np.float32) for shape in ((4, 2, 2, 72), (7, 2, 2, 9)))
+    monkeypatch.setattr(direct, "plan", direct.plan.__wrapped__)
+    monkeypatch.setattr(direct.ForwardPlan, "_set_images", lambda plan: plan.job.update(images=4))
+    geometry = conv2d_geometry(x.shape, weight.shape)
+    got = np.full(geometry.output_shape, np.nan, np.float32)
+    direct.forward(x, weight, None, False, geometry, got, 1)
+    assert_accurate(got, reference.conv2d(x.astype("f8"), weight.astype("f8")))
+
+
+@needs_numba
 @pytest.mark.parametrize("dtype", ["f4", "f8"])
 @pytest.mark.parametrize("window", [(2, 2, 0), (3, 2, 1), (3, 2, 0), (3, 1, 1), (3, 1, 0), (2, 1, 0), (4, 2, 1), (2, 1, 1)],
                          ids=str)
