@@ -299,7 +299,7 @@ static const FC_NAME(inner_fn) FC_NAME(inner_table)[FC_TILE_VECTORS][FC_TILE_ROW
 static void FC_NAME(dots)(ptrdiff_t rows, ptrdiff_t cols, const FC_T *a, ptrdiff_t lda, const FC_T *b, ptrdiff_t n, FC_T *c,
                           ptrdiff_t ldc, const FC_T *bias, int flags)
 {
-    ptrdiff_t offset[FC_TILE_VECTORS];
+    ptrdiff_t offset[FC_TILE_VECTORS] = {0};
     FC_T sum[FC_TILE_ROWS * FC_TILE_VECTORS] = {0};
     for (ptrdiff_t j = 0; j < cols; j++)
         offset[j] = j * n;
