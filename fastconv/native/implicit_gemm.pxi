@@ -75,7 +75,8 @@ cdef struct Gemm:
     Py_ssize_t taps
     Py_ssize_t out_w, pixels         # width and pixels of one output plane
     Py_ssize_t width                 # NR, pixels of a panel
-    Py_ssize_t block                 # pixels of a block
+    Py_ssize_t panels                # of all pixels
+    Py_ssize_t block                 # the most pixels of a block
     Py_ssize_t blocks
     Py_ssize_t chunk                 # channels of a chunk
     Py_ssize_t parts                 # blocks of output channels
@@ -99,13 +100,18 @@ cdef Py_ssize_t gemm_tables(const Gemm* job, const Window* v) noexcept nogil:
 cdef void set_block(Gemm* job, Py_ssize_t panels) noexcept nogil:
     """Cut the pixels into blocks of so many panels."""
     job.block = panels * job.width
-    job.blocks = ceil_div(job.batch * job.pixels, job.block)
+    job.blocks = ceil_div(job.panels, panels)
     job.segments = least(most(job.batch, 1), (job.block - 2) // job.pixels + 2)
     job.flat.plane = (job.block // job.out_w + job.segments * (2 + job.flat.halo)) * job.flat.length
 
 
 cdef inline Py_ssize_t flat_elements(const Gemm* job) noexcept nogil:
     return job.chunk * job.flat.slots_h * job.flat.slots_w * job.flat.plane
+
+
+cdef inline Py_ssize_t block_start(const Gemm* job, Py_ssize_t block) noexcept nogil:
+    """The first of the pixels of a block; of the one behind the last block: their number, or more."""
+    return job.panels * block // job.blocks * job.width
 
 
 cdef void plan_gemm(Gemm* job, const Window* v, Py_ssize_t itemsize, Py_ssize_t threads, char* tables) noexcept nogil:
@@ -128,6 +134,7 @@ cdef void plan_gemm(Gemm* job, const Window* v, Py_ssize_t itemsize, Py_ssize_t 
     chunks = ceil_div(job.sources, most(CHUNK_TERMS // job.taps, 1))
     job.chunk = ceil_div(job.sources, chunks)
     # Every output is computed the same way in whatever block it lies, so the number of threads may be looked at.
+    job.panels = ceil_div(job.batch * job.pixels, job.width)
     panels = PANELS
     set_block(job, panels)
     if chunks == 1:
@@ -138,6 +145,8 @@ cdef void plan_gemm(Gemm* job, const Window* v, Py_ssize_t itemsize, Py_ssize_t 
     while threads > 1 and panels > 2 and job.groups * job.blocks < 16 * threads:
         panels //= 2
         set_block(job, panels)
+    if job.groups % threads and whole(job.blocks, threads) <= job.panels:
+        job.blocks = whole(job.blocks, threads)  # some are a panel smaller, and no thread has one more than another
     tiles = ceil_div(job.rows, FC_TILE_ROWS)
     items = most(job.groups * job.blocks, 1)
     job.parts = 1
@@ -241,7 +250,7 @@ cdef void expect_pixels(const Gemm* job, const real* source, Py_ssize_t item, Py
     group = item // (job.parts * job.blocks)
     if group >= job.groups:
         return
-    start = item // job.parts % job.blocks * job.block + first
+    start = block_start(job, item // job.parts % job.blocks) + first
     stop = least(start + pixels, job.batch * job.pixels)
     count = cut_segments(job, start, stop, segment)
     for s in range(count):
@@ -273,8 +282,8 @@ cdef void gemm_item(const Gemm* job, Py_ssize_t item, const real* source, const 
     cdef Py_ssize_t part = item % job.parts
     cdef Py_ssize_t block = item // job.parts % job.blocks
     cdef Py_ssize_t group = item // (job.parts * job.blocks)
-    cdef Py_ssize_t start = block * job.block
-    cdef Py_ssize_t count = least(job.block, job.batch * job.pixels - start)
+    cdef Py_ssize_t start = block_start(job, block)
+    cdef Py_ssize_t count = least(block_start(job, block + 1), job.batch * job.pixels) - start
     cdef Py_ssize_t panels = ceil_div(count, job.width)
     cdef Py_ssize_t tiles = ceil_div(job.rows, FC_TILE_ROWS)
     cdef Py_ssize_t first_tile = tiles * part // job.parts, last_tile = tiles * (part + 1) // job.parts
