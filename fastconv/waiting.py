@@ -2,7 +2,7 @@
 
 Code that alternates our kernels with matrix products of NumPy's (a training step does) has two pools of threads on the same
 cores. One that waits busily takes half of a core from the other: GNU libgomp's workers do for milliseconds after a parallel
-region (a step of a small network took six times as long), those of NumPy's OpenBLAS for 26 (two threads were slower than one
+region (a step of a small network took six times as long), those of NumPy's OpenBLAS for 20 (two threads were slower than one
 in the convolutions of a network whose other layers are NumPy's; its step takes 0.8 of the time without). But a worker that
 sleeps takes 25 microseconds and more to wake up, a quarter of a pooling of a few megabytes.
 
