@@ -214,30 +214,22 @@ _one, _two, _three, _four = (_by_rows([_correlating(rows, vectors) for rows in r
                              for vectors in range(1, 5))
 _inner_rows = _by_rows([_inner(rows) for rows in range(1, ROWS + 1)], "inner")
 
+# correlate_tile: sums over all terms t of a[first + i*step + t] * b[offset[table + t] + shift + p], in to[at + i*pitch + p].
+#
+# For `rows` rows i, at most ROWS, and `vectors` lines of cache of p, at most VECTORS; with `adds` plus what is there,
+# with `ends` plus bias[channel + i], with `relu` not below zero. With `bypass` past the caches: then all of them begin
+# where lines do, and a `fence` has to follow. The other arguments are (to, at, pitch, adds, ends, bias, channel, relu,
+# bypass, a, first, step, b, offset, table, terms, shift, ahead): what is so many cells `ahead` in b is asked for.
 if VECTORS == 1:
 
     @inlined
     def correlate_tile(rows, vectors, *arguments):
-        """Sums over all terms t of a[first + i*step + t] * b[offset[table + t] + shift + p], in to[at + i*pitch + p].
-
-        For `rows` rows i, at most ROWS, and `vectors` lines of cache of p, at most VECTORS; with `adds` plus what is there,
-        with `ends` plus bias[channel + i], with `relu` not below zero. With `bypass` past the caches: then all of them begin
-        where lines do, and a `fence` has to follow. The other arguments are (to, at, pitch, adds, ends, bias, channel, relu,
-        bypass, a, first, step, b, offset, table, terms, shift, ahead): what is so many cells `ahead` in b is asked for.
-        """
         _one(rows, *arguments)
 
 else:
 
     @inlined
     def correlate_tile(rows, vectors, *arguments):
-        """Sums over all terms t of a[first + i*step + t] * b[offset[table + t] + shift + p], in to[at + i*pitch + p].
-
-        For `rows` rows i, at most ROWS, and `vectors` lines of cache of p, at most VECTORS; with `adds` plus what is there,
-        with `ends` plus bias[channel + i], with `relu` not below zero. With `bypass` past the caches: then all of them begin
-        where lines do, and a `fence` has to follow. The other arguments are (to, at, pitch, adds, ends, bias, channel, relu,
-        bypass, a, first, step, b, offset, table, terms, shift, ahead): what is so many cells `ahead` in b is asked for.
-        """
         if vectors == 4:
             _four(rows, *arguments)
         elif vectors == 3:
