@@ -19,6 +19,12 @@ typedef struct {
     ptrdiff_t planes, plane_step, runs, run_step, bytes;
 } fc_region;
 
+/* A run in each plane. */
+static inline fc_region fc_bands(const char *from, ptrdiff_t planes, ptrdiff_t plane_step, ptrdiff_t bytes)
+{
+    return (fc_region){from, planes, plane_step, 1, 0, bytes};
+}
+
 typedef struct {
     fc_region *region;
     ptrdiff_t regions;

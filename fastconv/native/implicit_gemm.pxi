@@ -46,6 +46,7 @@ cdef extern from "ahead.h" nogil:
     ctypedef struct fc_region:
         const char* from_ "from"
         ptrdiff_t planes, plane_step, runs, run_step, bytes
+    fc_region fc_bands(const char* from_, ptrdiff_t planes, ptrdiff_t plane_step, ptrdiff_t bytes)
     ctypedef struct fc_ahead:
         fc_region* region
         ptrdiff_t regions, each
@@ -626,9 +627,8 @@ cdef void expect_chunk(const WeightJob* job, const real* dout, const real* x, Py
     while at < stop:
         pixel = at % job.pixels
         length = least(job.pixels - pixel, stop - at)
-        region[count].from_ = <const char*> (dout + at // job.pixels * job.groups * job.kg * job.pixels + pixel)
-        region[count].planes, region[count].plane_step = height, job.pixels * sizeof(real)
-        region[count].runs, region[count].run_step, region[count].bytes = 1, 0, length * sizeof(real)
+        region[count] = fc_bands(<const char*> (dout + at // job.pixels * job.groups * job.kg * job.pixels + pixel), height,
+                                 job.pixels * sizeof(real), length * sizeof(real))
         at += length
         count += 1
     end = least(start + job.block, total) if block else start
@@ -962,9 +962,9 @@ cdef void expect_band(const DataJob* job, Py_ssize_t item, const real* dout, Py_
     region.planes = 0
     if group >= v.groups:
         return
-    region.from_ = <const char*> (dout + ((block // job.bands * v.groups + group) * job.kg + first) * job.pixels + q0 * v.ow)
-    region.planes, region.plane_step = job.kg * (part + 1) // parts - first, job.pixels * sizeof(real)
-    region.runs, region.run_step, region.bytes = 1, 0, (q1 - q0) * v.ow * sizeof(real)
+    region[0] = fc_bands(<const char*> (dout + ((block // job.bands * v.groups + group) * job.kg + first) * job.pixels
+                                        + q0 * v.ow),
+                         job.kg * (part + 1) // parts - first, job.pixels * sizeof(real), (q1 - q0) * v.ow * sizeof(real))
 
 
 cdef void columns_of_pixels(const DataJob* job, const real* weights, const real* left, const ptrdiff_t* offset,
@@ -1050,9 +1050,8 @@ cdef void data_item(const DataJob* job, Py_ssize_t item, const real* dout, const
                               images * each, panel, product, col)
         else:
             if far and following == NULL:  # where the columns go, and a part of the dout that this thread's next item sees
-                region[0].from_ = <const char*> (dx + (((image0 * v.groups + group) * job.cg + c0) * v.h + r0) * v.w)
-                region[0].planes, region[0].plane_step = c1 - c0, v.h * v.w * sizeof(real)
-                region[0].runs, region[0].run_step, region[0].bytes = 1, 0, (r1 - r0) * v.w * sizeof(real)
+                region[0] = fc_bands(<const char*> (dx + (((image0 * v.groups + group) * job.cg + c0) * v.h + r0) * v.w),
+                                     c1 - c0, v.h * v.w * sizeof(real), (r1 - r0) * v.w * sizeof(real))
                 expect_band(job, item + job.turn, dout, (c0 - first_c) // job.chunk, ceil_div(c_stop - first_c, job.chunk),
                             &region[1])
                 coming.region = region

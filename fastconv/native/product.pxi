@@ -89,23 +89,17 @@ cdef void expect_product(const Product* job, const real* left, Py_ssize_t first,
     cdef Py_ssize_t term = job.terms * chunk // job.chunks, terms = job.terms * (chunk + 1) // job.chunks - term
     ahead.region = region
     if job.columns * job.terms * size > FAR_BYTES:
-        region[count].runs, region[count].run_step = 1, 0
         if job.right_turned:
-            region[count].from_ = <const char*> (right + column * job.terms + term)
-            region[count].planes, region[count].plane_step, region[count].bytes = columns, job.terms * size, terms * size
+            region[count] = fc_bands(<const char*> (right + column * job.terms + term), columns, job.terms * size, terms * size)
         else:
-            region[count].from_ = <const char*> (right + term * job.columns + column)
-            region[count].planes, region[count].plane_step, region[count].bytes = terms, job.columns * size, columns * size
+            region[count] = fc_bands(<const char*> (right + term * job.columns + column), terms, job.columns * size,
+                                     columns * size)
         count += 1
     if not job.left_turned and job.rows * job.terms * size > FAR_BYTES:
-        region[count].runs, region[count].run_step = 1, 0
-        region[count].from_ = <const char*> (left + first * job.terms + term)
-        region[count].planes, region[count].plane_step, region[count].bytes = rows, job.terms * size, terms * size
+        region[count] = fc_bands(<const char*> (left + first * job.terms + term), rows, job.terms * size, terms * size)
         count += 1
     if job.turned and chunk == 0 and job.rows * job.columns * size > FAR_BYTES:
-        region[count].runs, region[count].run_step = 1, 0
-        region[count].from_ = <const char*> (out + column * job.rows + first)
-        region[count].planes, region[count].plane_step, region[count].bytes = columns, job.rows * size, rows * size
+        region[count] = fc_bands(<const char*> (out + column * job.rows + first), columns, job.rows * size, rows * size)
         count += 1
     fc_ahead_begin(ahead, count, calls)
 
