@@ -109,10 +109,9 @@ def extensions() -> list[Extension]:
     macros = [("NPY_NO_DEPRECATED_API", "NPY_1_23_API_VERSION")]
     table = " ".join(f'FC_ISA("{isa.name}", {isa.predicate})' for isa in built if isa.features)
     folder = "fastconv/native"
-    headers = [f"{folder}/{path.name}" for path in sorted((Path(__file__).parent / folder).glob("*.h"))]
-    names = ("common", "im2col", "direct", "implicit_gemm", "winograd", "bias", "relu", "pooling", "machine")
-    parts = [f"{folder}/{name}.pxi" for name in names]
-    common = {"extra_link_args": links, "include_dirs": [folder, numpy.get_include()], "depends": headers + parts}
+    parts = [f"{folder}/{path.name}" for path in sorted((Path(__file__).parent / folder).iterdir())
+             if path.suffix in (".h", ".pxi")]
+    common = {"extra_link_args": links, "include_dirs": [folder, numpy.get_include()], "depends": parts}
     modules = [Extension("fastconv.native._cpu", [f"{folder}/_cpu.pyx"], extra_compile_args=list(flags),
                          define_macros=[*macros, ("FC_ISA_TABLE", table)], **common)]
     modules += [Extension("fastconv.native._memory", [f"{folder}/_memory.pyx"], extra_compile_args=list(flags),

@@ -25,8 +25,10 @@ KERNEL_DTYPES = (np.dtype(np.float32), np.dtype(np.float64))
 
 #: What a convolution makes of an image, to be pooled from a core's cache.
 _POOLED_OUTPUT_BYTES = 2**19
-#: A padded image of which `CythonBackend.pooled_backward` makes a copy for each thread.
+#: A padded image of which `CythonBackend.pooled_backward` and `sparse_backward` make a copy for each thread.
 _POOLED_IMAGE_BYTES = 2**20
+#: The filters and their gradients in `CythonBackend.sparse_backward`.
+_SPARSE_FILTER_BYTES = 2**16
 
 
 @dataclass(frozen=True)
@@ -91,6 +93,9 @@ class Backend(Protocol):
     def pooled_backward_unsupported(self, geometry: Conv2dGeometry, dtype: np.dtype) -> str | None: ...
     def pooled_backward(self, dout: Array, indices: Array, y: Array | None, x: Array, geometry: Conv2dGeometry, dw: Array,
                         db: Array, threads: int) -> bool: ...
+    def sparse_backward_unsupported(self, geometry: Conv2dGeometry, dtype: np.dtype) -> str | None: ...
+    def sparse_backward(self, dout: Array, x: Array, weight: Array, geometry: Conv2dGeometry, dx: Array | None, dw: Array,
+                        db: Array, limit: float, threads: int) -> bool: ...
 
 
 def _tap_slices(geometry: Window2dGeometry) -> Iterator[tuple[tuple[int, int], list[slice], list[slice]]]:
@@ -229,6 +234,13 @@ class NumpyBackend:
 
     def pooled_backward(self, dout: Array, indices: Array, y: Array | None, x: Array, geometry: Conv2dGeometry, dw: Array,
                         db: Array, threads: int) -> bool:
+        raise NotImplementedError
+
+    def sparse_backward_unsupported(self, geometry: Conv2dGeometry, dtype: np.dtype) -> str | None:
+        return "no kernel for it"
+
+    def sparse_backward(self, dout: Array, x: Array, weight: Array, geometry: Conv2dGeometry, dx: Array | None, dw: Array,
+                        db: Array, limit: float, threads: int) -> bool:
         raise NotImplementedError
 
     # what backends with a Winograd kernel share
@@ -431,7 +443,7 @@ class CythonBackend(NumpyBackend):
     def pooled_backward_unsupported(self, geometry: Conv2dGeometry, dtype: np.dtype) -> str | None:
         if geometry.groups > 1 or geometry.dilation[1] > 1:
             return "the kernel is for one group and columns without dilation"
-        if dtype in KERNEL_DTYPES and not self._kernels().chosen_lanes(geometry.kernel[1], dtype.itemsize):
+        if dtype in KERNEL_DTYPES and not self._kernels().shortest_lanes(geometry.kernel[1], dtype.itemsize):
             return f"a row of {geometry.kernel[1]} taps is longer than a vector"
         if geometry.channels * math.prod(geometry.padded_size) * dtype.itemsize > _POOLED_IMAGE_BYTES:
             return "an image is too large for each thread to have a padded copy in its cache"
@@ -440,6 +452,25 @@ class CythonBackend(NumpyBackend):
     def pooled_backward(self, dout: Array, indices: Array, y: Array | None, x: Array, geometry: Conv2dGeometry, dw: Array,
                         db: Array, threads: int) -> bool:
         return bool(self._kernels().chosen_backward(dout, indices, y, x, geometry, dw, db, memory.scratch, threads))
+
+    def sparse_backward_unsupported(self, geometry: Conv2dGeometry, dtype: np.dtype) -> str | None:
+        if geometry.groups > 1 or geometry.stride[1] > 1 or geometry.dilation[1] > 1:
+            return "the kernel is for one group and columns without strides and dilation"
+        if dtype not in KERNEL_DTYPES:
+            return self.direct_unsupported("backward_weight", geometry, dtype)
+        lanes = self._kernels().shortest_lanes(geometry.kernel[1], dtype.itemsize)
+        if not lanes:
+            return f"a row of {geometry.kernel[1]} taps is longer than a vector"
+        rows = geometry.channels * geometry.kernel[0]
+        if 2 * geometry.out_channels * rows * lanes * dtype.itemsize > _SPARSE_FILTER_BYTES:
+            return "the filters and their gradients do not stay in a core's cache"
+        if geometry.channels * math.prod(geometry.padded_size) * dtype.itemsize > _POOLED_IMAGE_BYTES:
+            return "an image is too large for each thread to have a padded copy in its cache"
+        return None
+
+    def sparse_backward(self, dout: Array, x: Array, weight: Array, geometry: Conv2dGeometry, dx: Array | None, dw: Array,
+                        db: Array, limit: float, threads: int) -> bool:
+        return bool(self._kernels().sparse_backward(dout, x, weight, geometry, limit, dx, dw, db, memory.scratch, threads))
 
     def matrix_product(self, a: Array, b: Array, out: Array, threads: int) -> None:
         self._kernels().matrix_product(a, b, out, memory.scratch, threads)

@@ -439,6 +439,33 @@ def pooled_backward(geometry: Conv2dGeometry, chosen: int, dtype: np.dtype) -> B
     return backend() if pays and backend().pooled_backward_unsupported(geometry, dtype) is None else None
 
 
+# What the gradients cost that are made of what is not zero in dout (native/sparse_gradient.h), in cycles of a Zen 4: to look
+# at a cell; to go on to the next position, once for some rows of taps, and for the image's gradient; what a cell that is not
+# zero costs for a row of taps, by its bytes, without and with the image's gradient. And products of matrices, for each FMA.
+_SPARSE_CELL, _SPARSE_POSITION, _SPARSE_ROWS = 1.0, (25.0, 40.0), 5
+_SPARSE_ROW, _SPARSE_LONG_ROW = (1.3, 1.2), (1.9, 3.0)
+_DENSE_FMA = 1.25
+#: Threads share images.
+_SPARSE_IMAGES = 16
+
+
+def sparse_limit(geometry: Conv2dGeometry, dtype: np.dtype, data: bool) -> float:
+    """Up to which part of `dout` other than zero its cells are the better way to the gradients; `data`: to the image's, too."""
+    filters, taps = geometry.out_channels, geometry.kernel[1]
+    rows, groups = geometry.channels * geometry.kernel[0], geometry.channels * -(-geometry.kernel[0] // _SPARSE_ROWS)
+    dense = (1 + data) * _DENSE_FMA * filters * rows * taps * dtype.itemsize / (4 * _LANES)
+    before = _SPARSE_CELL * filters + _SPARSE_POSITION[data] * groups
+    long = taps * dtype.itemsize > 2 * _LANES
+    return (dense - before) / (filters * rows * (_SPARSE_LONG_ROW if long else _SPARSE_ROW)[data])
+
+
+def sparse_backward(geometry: Conv2dGeometry, dtype: np.dtype) -> Backend | None:
+    """The backend in force, if it can make the gradients of a convolution of what is not zero in `dout`, or None."""
+    if geometry.batch < _SPARSE_IMAGES or _options.current().workspace_limit is not None:
+        return None
+    return backend() if backend().sparse_backward_unsupported(geometry, dtype) is None else None
+
+
 def compute_dtype(dtype: np.dtype) -> np.dtype:
     """What a result of `dtype` is computed in: float16 in float32 (rule 9), anything else in itself."""
     dtype = dtype.newbyteorder("=")

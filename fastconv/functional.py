@@ -583,6 +583,11 @@ def conv2d_backward(dout: ArrayLike, x: ArrayLike, weight: ArrayLike, stride: An
         In the shapes of `x`, `weight` and ``(K,)`` and the dtype ``np.result_type(dout, x, weight)``; None for what is
         not needed. ``dx`` sums over the cells of `dout` that exist; in ``dw`` padding takes part as zeros.
 
+    Notes
+    -----
+    Where `x` has few channels and most of `dout` is zero, as it is behind a ReLU and a max pooling, ``"auto"`` makes all
+    gradients of what is not zero, in one pass over `dout`.
+
     Raises
     ------
     ValueError, TypeError, NotImplementedError, MemoryError
@@ -615,6 +620,11 @@ def conv2d_backward(dout: ArrayLike, x: ArrayLike, weight: ArrayLike, stride: An
         _keep_small_call(key, "SmallBackward", plans, geometry, (gradient, image, filters), image.ndim == 4)
     prepared = _batched(_prepared("dout", gradient, compute))
     dx = dw = db = None
+    if algorithm == "auto" and padding_mode == "zeros" and "dw" in wanted:
+        found = _sparse_backward(prepared, image, filters, geometry, dtype, "dx" in wanted)
+        if found is not None:
+            dx, dw, db = found
+            return dx, dw, db if "db" in wanted else None
     if "dx" in wanted:
         dx = _backward_data(prepared, filters, geometry, image.shape, dtype, algorithm, padding_mode, None)
     if "dw" in wanted:
@@ -753,6 +763,22 @@ def _checked_need(need: Any) -> set[str]:
     if not wanted <= set(GRADIENTS):
         raise ValueError(f"need must be some of {GRADIENTS}, got {need!r}")
     return wanted
+
+
+def _sparse_backward(dout: Array, x: Array, weight: Array, geometry: Conv2dGeometry, dtype: np.dtype,
+                     data: bool) -> tuple[Array | None, Array, Array] | None:
+    """The gradients, of the image where `data`, from what is not zero in `dout`; or None, where that does not pay."""
+    compute = dispatch.compute_dtype(dtype)
+    limit, backend = dispatch.sparse_limit(geometry, compute, data), dispatch.sparse_backward(geometry, compute)
+    if limit <= 0 or backend is None:
+        return None
+    dx = _Result(x.shape, dtype, compute, None) if data else None
+    dw, db = (_Result(shape, dtype, compute, None) for shape in (geometry.weight_shape, geometry.weight_shape[:1]))
+    if not backend.sparse_backward(dout, _prepared("x", _batched(x), compute), _prepared("weight", weight, compute), geometry,
+                                   None if dx is None else dx.array, dw.array, db.array, limit,
+                                   dispatch.product_threads(geometry.flops)):
+        return None
+    return None if dx is None else dx(), dw(), db()
 
 
 def _backward_data(dout: Array, weight: Array, geometry: Conv2dGeometry, shape: tuple[int, ...], dtype: np.dtype,

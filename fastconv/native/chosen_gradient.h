@@ -17,23 +17,7 @@ enum {
 #define FC_TEMPLATE "chosen_rows.h"
 #include "each_vector.h"
 
-/* Elements of the shortest vector that holds `taps` of them; 0 where none does. */
-static inline ptrdiff_t fc_chosen_lanes(ptrdiff_t taps, ptrdiff_t itemsize)
-{
-    for (ptrdiff_t bytes = 16; bytes <= FC_VECTOR_BYTES; bytes *= 2)
-        if (taps * itemsize <= bytes)
-            return bytes / itemsize;
-    return 0;
-}
-
 /* The sums in vectors of so many elements, of one of the sizes that there are. */
-#if FC_VECTOR_BYTES >= 64
-#define FC_CHOSEN_SIZES(longest, middle, shortest) FC_CHOSEN_SIZE(longest) FC_CHOSEN_SIZE(middle) FC_CHOSEN_SIZE(shortest)
-#elif FC_VECTOR_BYTES >= 32
-#define FC_CHOSEN_SIZES(longest, middle, shortest) FC_CHOSEN_SIZE(middle) FC_CHOSEN_SIZE(shortest)
-#else
-#define FC_CHOSEN_SIZES(longest, middle, shortest) FC_CHOSEN_SIZE(shortest)
-#endif
 #define FC_CHOSEN_SIZE(name)                                                                                          \
     if (lanes == fc_lanes_##name)                                                                                     \
         return fc_chosen_##name(sum, dout, index, count, x, seen, cells, row, rows);
@@ -42,12 +26,11 @@ static inline ptrdiff_t fc_chosen_lanes(ptrdiff_t taps, ptrdiff_t itemsize)
                                        ptrdiff_t count, const T *x, const int32_t *seen, ptrdiff_t cells,             \
                                        const ptrdiff_t *row, ptrdiff_t rows)                                          \
     {                                                                                                                 \
-        FC_CHOSEN_SIZES(longest, middle, shortest)                                                                    \
+        FC_SIZES(FC_CHOSEN_SIZE, longest, middle, shortest)                                                           \
         return 0;                                                                                                     \
     }
 FC_CHOSEN(f32, float, f32x16, f32x8, f32x4)
 FC_CHOSEN(f64, double, f64x8, f64x4, f64x2)
-#undef FC_CHOSEN_SIZES
 #undef FC_CHOSEN_SIZE
 #undef FC_CHOSEN
 

@@ -69,3 +69,19 @@ cdef void inside(Py_ssize_t size, Py_ssize_t start, Py_ssize_t step, Py_ssize_t 
     """The range [first, stop) of i in [0, count) for which 0 <= start + i*step < size."""
     first[0] = least(most(ceil_div(-start, step), 0), count)
     stop[0] = most(least(ceil_div(size - start, step), count), first[0])
+
+
+cdef void pad_image(const Window* v, Py_ssize_t padded_h, Py_ssize_t padded_w, const real* image, real* padded) noexcept nogil:
+    """Copies an image into a padded one, whose padding is left as it is."""
+    cdef Py_ssize_t c, y
+    for c in range(v.c):
+        for y in range(v.h):
+            memcpy(padded + (c * padded_h + v.top + y) * padded_w + v.left, image + (c * v.h + y) * v.w, v.w * sizeof(real))
+
+
+cdef void cut_image(const Window* v, Py_ssize_t padded_h, Py_ssize_t padded_w, const real* padded, real* image) noexcept nogil:
+    """The other way round."""
+    cdef Py_ssize_t c, y
+    for c in range(v.c):
+        for y in range(v.h):
+            memcpy(image + (c * v.h + y) * v.w, padded + (c * padded_h + v.top + y) * padded_w + v.left, v.w * sizeof(real))

@@ -69,7 +69,7 @@ def convolve_and_pool(cnp.ndarray x, cnp.ndarray weight, bias, bint relu, geomet
 
 cdef extern from "chosen_gradient.h" nogil:
     enum: FC_CHOSEN_CELLS
-    Py_ssize_t fc_chosen_lanes(Py_ssize_t taps, Py_ssize_t itemsize)
+    Py_ssize_t fc_shortest_lanes(Py_ssize_t count, Py_ssize_t itemsize)
     int fc_chosen_f32(Py_ssize_t lanes, double* total, const float* dout, const int64_t* index, Py_ssize_t count,
                       const float* x, const int32_t* seen, Py_ssize_t cells, const Py_ssize_t* row, Py_ssize_t rows)
     int fc_chosen_f64(Py_ssize_t lanes, double* total, const double* dout, const int64_t* index, Py_ssize_t count,
@@ -90,26 +90,13 @@ cdef Chosen read_chosen(object geometry, Py_ssize_t itemsize, Py_ssize_t threads
     c.ph, c.pw = geometry.padded_size
     c.plane = c.ph * c.pw
     c.cells = c.v.oh * c.v.ow
-    c.lanes = fc_chosen_lanes(c.v.kw, itemsize)
+    c.lanes = fc_shortest_lanes(c.v.kw, itemsize)
     c.rows = c.v.c * c.v.kh
     c.shared_bytes = aligned(c.cells * 4) + aligned(c.rows * 8)
     c.sums_bytes = (ceil_div(c.v.k, threads) * (c.rows * c.lanes + 1)) * 8  # and one of the bias
     c.image_bytes = aligned((c.v.c * c.plane + c.lanes) * itemsize)
     c.each_bytes = aligned(c.sums_bytes) + c.image_bytes + aligned(FC_CHOSEN_CELLS * itemsize)
     return c
-
-
-def chosen_lanes(Py_ssize_t taps, Py_ssize_t itemsize):
-    """Elements of the vector that holds a row of so many taps; 0 where there is none."""
-    return fc_chosen_lanes(taps, itemsize)
-
-
-cdef void copy_padded(const Chosen* c, const real* image, real* to) noexcept nogil:
-    cdef Py_ssize_t plane, y
-    for plane in range(c.v.c):
-        for y in range(c.v.h):
-            memcpy(to + plane * c.plane + (c.v.top + y) * c.pw + c.v.left, image + (plane * c.v.h + y) * c.v.w,
-                   c.v.w * sizeof(real))
 
 
 cdef int chosen_filters(const Chosen* c, const real* dout, const int64_t* indices, const real* y, Py_ssize_t pooled,
@@ -126,7 +113,7 @@ cdef int chosen_filters(const Chosen* c, const real* dout, const int64_t* indice
     memset(sums, 0, (stop - first) * (width + 1) * 8)
     memset(image, 0, (c.v.c * c.plane + c.lanes) * sizeof(real))
     for n in range(c.v.n):
-        copy_padded(c, x + n * c.v.c * c.v.h * c.v.w, image)
+        pad_image(&c.v, c.ph, c.pw, x + n * c.v.c * c.v.h * c.v.w, image)
         for k in range(first, stop):
             for block in range(ceil_div(pooled, FC_CHOSEN_CELLS)):
                 start = block * FC_CHOSEN_CELLS

@@ -59,6 +59,24 @@ FC_INLINE void fc_store_four_pieces(void *a, void *b, void *c, void *d, __m512i 
 #define FC_WIDE_F64(name) fc_##name##_f64x2
 #endif
 
+/* Elements of the shortest vector that holds `count` of them; 0 where none does. */
+static inline ptrdiff_t fc_shortest_lanes(ptrdiff_t count, ptrdiff_t itemsize)
+{
+    for (ptrdiff_t bytes = 16; bytes <= FC_VECTOR_BYTES; bytes *= 2)
+        if (count * itemsize <= bytes)
+            return bytes / itemsize;
+    return 0;
+}
+
+/* DO(name) for those of three sizes of vectors that there are. */
+#if FC_VECTOR_BYTES >= 64
+#define FC_SIZES(DO, longest, middle, shortest) DO(longest) DO(middle) DO(shortest)
+#elif FC_VECTOR_BYTES >= 32
+#define FC_SIZES(DO, longest, middle, shortest) DO(middle) DO(shortest)
+#else
+#define FC_SIZES(DO, longest, middle, shortest) DO(shortest)
+#endif
+
 FC_INLINE ptrdiff_t fc_least(ptrdiff_t a, ptrdiff_t b) { return a < b ? a : b; }
 
 /* Transposition in tiles of the largest size that fits, or past the caches in whole lines. What is left of rows and columns
