@@ -9,9 +9,9 @@ cdef extern from "sparse_gradient.h" nogil:
         Py_ssize_t filters, pixels, height, width, step, row, plane, channels, rows, taps, lanes, pitch
     Py_ssize_t fc_shortest_lanes(Py_ssize_t taps, Py_ssize_t itemsize)
     void fc_sparse_f32(const fc_sparse*, const float* dout, const float* x, float* dx, float* filters, float* line,
-                       double* total, double* bias, uint32_t* bits, ptrdiff_t ahead)
+                       double* total, double* bias, uint32_t* bits, const float* next)
     void fc_sparse_f64(const fc_sparse*, const double* dout, const double* x, double* dx, double* filters, double* line,
-                       double* total, double* bias, uint64_t* bits, ptrdiff_t ahead)
+                       double* total, double* bias, uint64_t* bits, const double* next)
 
 cdef enum:
     SPARSE_RUNS = 32      # of images, at most
@@ -84,10 +84,10 @@ cdef void sparse_run(const SparseJob* job, Py_ssize_t run, const real* dout, con
             memset(gradient, 0, job.image_bytes)
         if real is float:
             fc_sparse_f32(&job.s, dout + n * each, padded, NULL if dx == NULL else gradient, filters, line, total, bias,
-                          <uint32_t*> bits, each if n + 1 < v.n else 0)
+                          <uint32_t*> bits, dout + least(n + 1, v.n - 1) * each)
         else:
             fc_sparse_f64(&job.s, dout + n * each, padded, NULL if dx == NULL else gradient, filters, line, total, bias,
-                          <uint64_t*> bits, each if n + 1 < v.n else 0)
+                          <uint64_t*> bits, dout + least(n + 1, v.n - 1) * each)
         if dx != NULL:
             cut_image(v, job.padded_h, job.padded_w, gradient, dx + n * image)
 

@@ -31,10 +31,39 @@ typedef struct {
     ptrdiff_t pitch;            /* of a filter: row by row its weights, and then what is added up, with zeros behind the taps */
 } fc_sparse;
 
+/* The lines of `bytes` in each filter's plane, `step` apart, that will be looked through next: some are asked for with each
+ * position, so that memory and arithmetic take turns nowhere. */
+typedef struct {
+    const char *at, *stop;
+    ptrdiff_t bytes, step, each;
+} fc_coming;
+
+FC_INLINE void fc_ask_for_coming(fc_coming *c)
+{
+    for (ptrdiff_t i = 0; i < c->each; i++) {
+        fc_ask_for(c->at, 2);
+        c->at += FC_LINE;
+        if (FC_UNLIKELY(c->at >= c->stop)) {
+            c->stop += c->step;
+            c->at = c->stop - c->bytes;
+        }
+    }
+}
+
 /* Rows of positions of about so many cells. */
 static inline ptrdiff_t fc_sparse_rows(const fc_sparse *s, ptrdiff_t cells)
 {
     return s->width < cells ? cells / s->width : 1;
+}
+
+/* `cells` of each of `count` planes from `from` on, while as many are worked on. (Fewer may be left: what is asked for behind
+ * them is no harm.) */
+static inline fc_coming fc_sparse_coming(const fc_sparse *s, const void *from, ptrdiff_t cells, ptrdiff_t count,
+                                         ptrdiff_t itemsize)
+{
+    const ptrdiff_t bytes = cells * itemsize, lines = count * (bytes / FC_LINE + 1);
+    const ptrdiff_t calls = cells * s->channels * ((s->rows + FC_SPARSE_ROWS - 1) / FC_SPARSE_ROWS);
+    return (fc_coming){from, (const char *)from + bytes, bytes, s->pixels * itemsize, lines / calls + 1};
 }
 
 #define FC_TEMPLATE "sparse_rows.h"
@@ -43,34 +72,35 @@ static inline ptrdiff_t fc_sparse_rows(const fc_sparse *s, ptrdiff_t cells)
 /* fc_sparse_<type>: an image. Adds its part of the filters' gradient to `total`, rows of LANES, of the bias's to `bias`, and makes
  * the image's own in `dx`, if that is not NULL, of zeros. `x` and `dx` are padded, with LANES cells more behind them. What is
  * added up in `filters` is zero before and after. `line` has room for FC_SPARSE_ROWS rows of WIDTH + LANES, `bits` for the cells
- * of a band. What lies `ahead` of an element will be wanted next. */
+ * of a band. The image's gradient at `next` will be wanted next. */
 #define FC_SPARSE_SIZE(name)                                                                                          \
     if (s->lanes == fc_lanes_##name)                                                                                  \
         fc_sparse_##name(s, dout + k * s->pixels + y * s->width, bits + (y - top) * s->width, x + y * s->step,        \
-                         dx == NULL ? NULL : dx + y * s->step, filters + k * s->pitch, line);
-#define FC_SPARSE(type, T, U, longest, middle, shortest)                                                              \
+                         dx == NULL ? NULL : dx + y * s->step, filters + k * s->pitch, line, &coming);
+#define FC_SPARSE(type, TYPE, T, U, longest, middle, shortest)                                                              \
     /* which filters have something to add, of `count` at most as many as U has bits */                              \
     static inline void fc_sparse_bits_##type(U *bits, const T *dout, ptrdiff_t pixels, ptrdiff_t count,               \
-                                             ptrdiff_t cells, double *bias, ptrdiff_t ahead)                          \
+                                             ptrdiff_t cells, double *bias)                                           \
     {                                                                                                                 \
         memset(bits, 0, cells * sizeof(U));                                                                           \
         for (ptrdiff_t k = 0; k < count; k++, dout += pixels) {                                                       \
-            fc_ask_for_block((const char *)(dout + ahead), cells * (ptrdiff_t)sizeof(T), 2);                          \
-            for (ptrdiff_t i = 0; i < cells; i++)                                                                     \
-                bits[i] |= dout[i] != 0 ? (U)1 << k : 0;                                                              \
+            FC_WIDE_##TYPE(sparse_bits)(bits, dout, cells, (U)1 << k);                                                \
             bias[k] += fc_sum_run_##type(dout, cells);                                                                \
         }                                                                                                             \
     }                                                                                                                 \
     static inline void fc_sparse_##type(const fc_sparse *s, const T *dout, const T *x, T *dx, T *filters, T *line,    \
-                                        double *total, double *bias, U *bits, ptrdiff_t ahead)                        \
+                                        double *total, double *bias, U *bits, const T *next)                          \
     {                                                                                                                 \
         const ptrdiff_t band = fc_sparse_rows(s, FC_SPARSE_BAND), some = fc_sparse_rows(s, FC_SPARSE_CELLS);          \
         const ptrdiff_t word = 8 * sizeof(U), lanes = s->lanes;                                                       \
         for (ptrdiff_t top = 0; top < s->height; top += band)                                                         \
             for (ptrdiff_t k = 0; k < s->filters; k += word) {                                                        \
                 const ptrdiff_t count = fc_least(s->filters - k, word), stop = fc_least(top + band, s->height);       \
-                fc_sparse_bits_##type(bits, dout + k * s->pixels + top * s->width, s->pixels, count,                  \
-                                      (stop - top) * s->width, bias + k, ahead);                                      \
+                const ptrdiff_t cells = (stop - top) * s->width;                                                      \
+                const T *const at = dout + k * s->pixels + top * s->width;                                            \
+                fc_coming coming = fc_sparse_coming(s, stop < s->height ? at + cells : next + k * s->pixels,          \
+                                                    cells, count, sizeof(T));                                         \
+                fc_sparse_bits_##type(bits, at, s->pixels, count, cells, bias + k);                                   \
                 for (ptrdiff_t y = top; y < stop; y++) {                                                              \
                     FC_SIZES(FC_SPARSE_SIZE, longest, middle, shortest)                                               \
                     if (y + 1 < stop && (y + 1 - top) % some != 0)                                                    \
@@ -83,8 +113,8 @@ static inline ptrdiff_t fc_sparse_rows(const fc_sparse *s, ptrdiff_t cells)
                 }                                                                                                     \
             }                                                                                                         \
     }
-FC_SPARSE(f32, float, uint32_t, f32x16, f32x8, f32x4)
-FC_SPARSE(f64, double, uint64_t, f64x8, f64x4, f64x2)
+FC_SPARSE(f32, F32, float, uint32_t, f32x16, f32x8, f32x4)
+FC_SPARSE(f64, F64, double, uint64_t, f64x8, f64x4, f64x2)
 #undef FC_SPARSE_SIZE
 #undef FC_SPARSE
 
