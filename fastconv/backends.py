@@ -28,7 +28,7 @@ _POOLED_OUTPUT_BYTES = 2**19
 #: A padded image of which `CythonBackend.pooled_backward` and `sparse_backward` make a copy for each thread.
 _POOLED_IMAGE_BYTES = 2**20
 #: The filters and their gradients in `CythonBackend.sparse_backward`.
-_SPARSE_FILTER_BYTES = 2**16
+_SPARSE_FILTER_BYTES = 2**17
 
 
 @dataclass(frozen=True)

@@ -440,30 +440,42 @@ def pooled_backward(geometry: Conv2dGeometry, chosen: int, dtype: np.dtype) -> B
 
 
 # What the gradients cost that are made of what is not zero in dout (native/sparse_gradient.h), in cycles of a Zen 4: to look
-# at a cell; to go on to the next position, once for some rows of taps, and for the image's gradient; what a cell that is not
-# zero costs for a row of taps, by its bytes, without and with the image's gradient. And products of matrices, for each FMA.
+# at a cell; to go on to the next position, once for some rows of taps, without and with the image's gradient; what a cell that
+# is not zero costs for a row of taps, by its bytes, without and with the image's gradient. An FMA of the others costs one.
 _SPARSE_CELL, _SPARSE_POSITION, _SPARSE_ROWS = 1.0, (25.0, 40.0), 5
 _SPARSE_ROW, _SPARSE_LONG_ROW = (1.3, 1.2), (1.9, 3.0)
-_DENSE_FMA = 1.25
 #: Threads share images.
 _SPARSE_IMAGES = 16
 
 
-def sparse_limit(geometry: Conv2dGeometry, dtype: np.dtype, data: bool) -> float:
-    """Up to which part of `dout` other than zero its cells are the better way to the gradients; `data`: to the image's, too."""
-    filters, taps = geometry.out_channels, geometry.kernel[1]
+@lru_cache(maxsize=4096)
+def sparse_limit(geometry: Conv2dGeometry, itemsize: int, **algorithms: str) -> float:
+    """Up to which part of `dout` that is not zero this is the better way to the gradients. A pure function.
+
+    `algorithms` are the others, by the operation: backward_weight's and, if it is asked for, backward_data's.
+    """
+    filters, taps, data = geometry.out_channels, geometry.kernel[1], "backward_data" in algorithms
     rows, groups = geometry.channels * geometry.kernel[0], geometry.channels * -(-geometry.kernel[0] // _SPARSE_ROWS)
-    dense = (1 + data) * _DENSE_FMA * filters * rows * taps * dtype.itemsize / (4 * _LANES)
+    others = sum(estimate(algorithm, operation, geometry) for operation, algorithm in algorithms.items())
+    others *= filters * rows * taps * itemsize / (4 * _LANES)
     before = _SPARSE_CELL * filters + _SPARSE_POSITION[data] * groups
-    long = taps * dtype.itemsize > 2 * _LANES
-    return (dense - before) / (filters * rows * (_SPARSE_LONG_ROW if long else _SPARSE_ROW)[data])
+    long = taps * itemsize > 2 * _LANES
+    return (others - before) / (filters * rows * (_SPARSE_LONG_ROW if long else _SPARSE_ROW)[data])
 
 
-def sparse_backward(geometry: Conv2dGeometry, dtype: np.dtype) -> Backend | None:
-    """The backend in force, if it can make the gradients of a convolution of what is not zero in `dout`, or None."""
-    if geometry.batch < _SPARSE_IMAGES or _options.current().workspace_limit is not None:
+def sparse_backward(geometry: Conv2dGeometry, dtype: np.dtype, data: bool) -> tuple[Backend, float] | None:
+    """The backend in force and the limit, if gradients are best made of what is not zero in `dout` up to a limit, or None.
+
+    `data`: the image's gradient is asked for.
+    """
+    able = backend()
+    if (geometry.batch < _SPARSE_IMAGES or _options.current().workspace_limit is not None
+            or able.sparse_backward_unsupported(geometry, dtype) is not None):
         return None
-    return backend() if backend().sparse_backward_unsupported(geometry, dtype) is None else None
+    operations = OPERATIONS[1:] if data else OPERATIONS[2:]
+    others = {operation: plan(operation, geometry, dtype, "auto").algorithm for operation in operations}
+    limit = sparse_limit(geometry, dtype.itemsize, **others)
+    return (able, limit) if limit > 0 else None
 
 
 def compute_dtype(dtype: np.dtype) -> np.dtype:

@@ -769,9 +769,10 @@ def _sparse_backward(dout: Array, x: Array, weight: Array, geometry: Conv2dGeome
                      data: bool) -> tuple[Array | None, Array, Array] | None:
     """The gradients, of the image where `data`, from what is not zero in `dout`; or None, where that does not pay."""
     compute = dispatch.compute_dtype(dtype)
-    limit, backend = dispatch.sparse_limit(geometry, compute, data), dispatch.sparse_backward(geometry, compute)
-    if limit <= 0 or backend is None:
+    found = dispatch.sparse_backward(geometry, compute, data)
+    if found is None:
         return None
+    backend, limit = found
     dx = _Result(x.shape, dtype, compute, None) if data else None
     dw, db = (_Result(shape, dtype, compute, None) for shape in (geometry.weight_shape, geometry.weight_shape[:1]))
     if not backend.sparse_backward(dout, _prepared("x", _batched(x), compute), _prepared("weight", weight, compute), geometry,

@@ -242,6 +242,22 @@ def pooled_gradients(arrays: Arrays, dtype: str) -> Iterator[Call]:
                               pool=(2, None, 0, 1, False), return_indices=True)
 
 
+def sparse_gradients(arrays: Arrays, dtype: str) -> Iterator[Call]:
+    for kernel, padding in itertools.product(((1, 2), (3, 3), (5, 5), (7, 4), (2, 8), (2, 16)), (0, 1)):
+        for channels, size in ((1, (8, 17)), (3, (7, 16))):
+            x, weight = np.ones((16, channels, *size), dtype), np.ones((3, channels, *kernel), dtype)
+            geometry = fastconv.geometry.conv2d_geometry(x.shape, weight.shape, 1, padding)
+            found = fastconv.dispatch.backend().sparse_backward_unsupported(geometry, x.dtype)
+            dout = np.zeros(geometry.output_shape, dtype)
+            dout.ravel()[::7] = 1
+            for data in (True, False) if found is None else ():
+                yield f"sparse_backward {kernel} {channels} {padding} {data}", \
+                    lambda a=arrays, d=dout, x=x, w=weight, g=geometry, dx=data: \
+                    fastconv.dispatch.backend().sparse_backward(
+                        a.copy(d), a.copy(x), a.copy(w), g, memory.empty("dx", x.shape, x.dtype) if dx else None,
+                        memory.empty("dw", w.shape, w.dtype), memory.empty("db", w.shape[:1], w.dtype), 1.0, 1)
+
+
 def everything(arrays: Arrays, backend: str, core: bool) -> Iterator[Call]:
     algorithms = {operation: fastconv.dispatch.algorithms(operation, backend)
                   for operation in ("forward", "backward_data", "backward_weight")}
@@ -255,6 +271,7 @@ def everything(arrays: Arrays, backend: str, core: bool) -> Iterator[Call]:
         yield from activations(arrays, dtype)
         yield from pooled_gradients(arrays, dtype)
         yield from products(arrays, dtype)
+        yield from sparse_gradients(arrays, dtype)
 
 
 def main(backend: str, isa: str, log: str) -> int:

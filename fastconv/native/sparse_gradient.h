@@ -19,7 +19,7 @@
 
 enum {
     FC_SPARSE_ROWS = 5,    /* of taps, at a time */
-    FC_SPARSE_CELLS = 256, /* of one sum in the element type; these are added up in double */
+    FC_SPARSE_CELLS = 128, /* of one sum of floats; these are added up in double */
     FC_SPARSE_BAND = 1024  /* cells that are looked through together */
 };
 
@@ -91,7 +91,8 @@ static inline fc_coming fc_sparse_coming(const fc_sparse *s, const void *from, p
     static inline void fc_sparse_##type(const fc_sparse *s, const T *dout, const T *x, T *dx, T *filters, T *line,    \
                                         double *total, double *bias, U *bits, const T *next)                          \
     {                                                                                                                 \
-        const ptrdiff_t band = fc_sparse_rows(s, FC_SPARSE_BAND), some = fc_sparse_rows(s, FC_SPARSE_CELLS);          \
+        const ptrdiff_t band = fc_sparse_rows(s, FC_SPARSE_BAND), some = sizeof(T) == 8 ? band                        \
+                                                                                : fc_sparse_rows(s, FC_SPARSE_CELLS); \
         const ptrdiff_t word = 8 * sizeof(U), lanes = s->lanes;                                                       \
         for (ptrdiff_t top = 0; top < s->height; top += band)                                                         \
             for (ptrdiff_t k = 0; k < s->filters; k += word) {                                                        \
