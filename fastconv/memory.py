@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import os
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
@@ -39,12 +39,18 @@ def physical_memory() -> int:
         return 2**63 - 1
 
 
-def check_bytes(what: str, nbytes: int, limit: int | None = None) -> None:
-    """Raise MemoryError where `nbytes` exceed this machine's memory or `limit`, a workspace limit."""
+def check_bytes(what: str | Callable[[], str], nbytes: int, limit: int | None = None) -> None:
+    """Raise MemoryError where `nbytes` exceed this machine's memory or `limit`, a workspace limit.
+
+    `what` names it, or is called for its name: making one takes microseconds.
+    """
     if limit is not None and nbytes > limit:
-        raise MemoryError(f"{what} needs {nbytes:,} bytes of workspace, but workspace_limit is {limit:,}")
-    if nbytes > physical_memory():
-        raise MemoryError(f"{what} needs {nbytes:,} bytes, but this machine has {physical_memory():,}")
+        excess = f"bytes of workspace, but workspace_limit is {limit:,}"
+    elif nbytes > physical_memory():
+        excess = f"bytes, but this machine has {physical_memory():,}"
+    else:
+        return
+    raise MemoryError(f"{what if isinstance(what, str) else what()} needs {nbytes:,} {excess}")
 
 
 def empty(what: str, shape: Sequence[int], dtype: Any) -> np.ndarray:
@@ -53,8 +59,7 @@ def empty(what: str, shape: Sequence[int], dtype: Any) -> np.ndarray:
     nbytes = math.prod(shape) * dtype.itemsize
     if nbytes < RECYCLED_FROM_BYTES:
         return np.empty(shape, dtype)
-    if nbytes > physical_memory():  # only then, because the message takes microseconds
-        check_bytes(f"{what} of shape {tuple(shape)} and dtype {dtype}", nbytes)
+    check_bytes(lambda: f"{what} of shape {tuple(shape)} and dtype {dtype}", nbytes)
     recycler = _recycler()
     return np.empty(shape, dtype) if recycler is None else recycler.empty(tuple(shape), dtype)
 
