@@ -172,7 +172,8 @@ def test_what_is_not_finite(name: str, where: str, value: float, kernel: CythonB
     if kernel.sparse_backward_unsupported(geometry, dout.dtype) is not None:
         pytest.skip("a row of taps is longer than a vector")
     arrays = {"dout": dout, "x": x, "weight": weight}
-    arrays[where][(3 if where != "weight" else 0), 0, -1, -1] = value
+    spoiled = arrays[where]
+    spoiled[3 if where != "weight" else 0, 0, spoiled.shape[2] // 2, spoiled.shape[3] // 2] = value
     dx, dw, db = got = [np.full(a.shape, 7, np.float32) for a in (x, weight, weight[:, 0, 0, 0])]
     taken = kernel.sparse_backward(dout, x, weight, geometry, dx, dw, db, 1.0, 2)
     assert taken == (where == "dout")
