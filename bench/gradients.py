@@ -1,10 +1,12 @@
-"""What training takes beside time against PyTorch: ``python bench/gradients.py [book] [memory] [scratch] [transposed]``.
+"""What training takes beside time against PyTorch: ``python bench/gradients.py [PART ...]``.
 
 - ``book``: a step of the book's network (28x28, batch 100, float64) with Convolution and Pooling by im2col in NumPy, and with
   those of ``fastconv.compat.dlfs`` in their place; all else is the reader's own code (``examples/books_network.py``).
 - ``memory``: what a step of the book's six-layer network allocates at a time (float32, batch 100), with fastconv's layers
   and with im2col in NumPy.
 - ``scratch``: the most scratch of a thread in any direction, of every row of the tables at batches of 1 to 1024.
+- ``sparse``: the time of the gradients one by one over that of all from what is not zero in `dout`, by the part that is not; a
+  star where these would be taken. The constants of ``dispatch.sparse_limit`` are fitted to it.
 - ``transposed``: ``conv_transpose2d`` without and with a bias beside ``conv2d_backward_data`` of the same arrays.
 
 Times are of turns, as in ``fastconv bench``; figures are ratios of medians.
@@ -14,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
+import itertools
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -24,11 +27,16 @@ import fastconv
 from fastconv.benchmarks import footprint, layers, peers
 from fastconv.benchmarks.timing import interleave
 from fastconv.compat import dlfs
-from fastconv.geometry import pool2d_geometry, window2d_geometry
+from fastconv.geometry import conv2d_geometry, pool2d_geometry, window2d_geometry
 from fastconv.nn.numpy_layers import col2im_rows, im2col_rows
 from fastconv.nn.train import Momentum
 
-PARTS = ("book", "memory", "scratch", "transposed")
+PARTS = ("book", "memory", "scratch", "sparse", "transposed")
+#: x and weight of stride 1, and the parts of `dout` that are not zero.
+SPARSE_ROWS = (((100, 1, 28, 28), (30, 1, 5, 5)), ((100, 1, 28, 28), (16, 1, 3, 3)), ((100, 1, 32, 32), (6, 1, 5, 5)),
+               ((32, 3, 32, 32), (32, 3, 3, 3)), ((32, 3, 32, 32), (32, 3, 5, 5)), ((32, 3, 32, 32), (16, 3, 7, 7)),
+               ((32, 8, 32, 32), (16, 8, 3, 3)), ((32, 8, 32, 32), (16, 8, 5, 5)), ((32, 16, 32, 32), (16, 16, 3, 3)))
+SPARSE_PARTS = (0.06, 0.12, 0.18, 0.25, 0.4)
 BATCHES = (1, 2, 3, 4, 8, 16, 32, 64, 100, 256, 1024)
 
 
@@ -136,6 +144,44 @@ def scratch(threads: int) -> None:
         print(f"scratch, {threads} thread(s), {dtype}: at most {most / 1e6:.1f} MB for each thread: {where}")
 
 
+def sparse(threads: int, seconds: float) -> None:
+    backend, rng = fastconv.dispatch.backend(), np.random.default_rng(0)
+
+    def contenders(part: float, data: bool, x: np.ndarray, weight: np.ndarray, geometry: Any) -> dict[str, Any]:
+        cells = np.where(rng.random(geometry.output_shape) < part, rng.standard_normal(geometry.output_shape), 0)
+        dout, results = cells.astype(x.dtype), [np.empty_like(a) for a in (x, weight, weight[:, 0, 0, 0])]
+
+        def one_by_one() -> None:
+            if data:
+                fastconv.conv2d_backward_data(dout, weight, x.shape)
+            fastconv.conv2d_backward_weight(dout, x, weight.shape)
+            fastconv.conv2d_backward(dout, x, weight, need=("db",))
+
+        def together() -> None:
+            dx, dw, db = results
+            backend.sparse_backward(dout, x, weight, geometry, dx if data else None, dw, db, 1.0, threads)
+
+        return {"one by one": one_by_one, "together": together}
+
+    for dtype, (shape, filters) in itertools.product((np.dtype(np.float32), np.dtype(np.float64)), SPARSE_ROWS):
+        geometry = conv2d_geometry(shape, filters)
+        if (why_not := backend.sparse_backward_unsupported(geometry, dtype)) is not None:
+            print(f"sparse, {dtype}, {shape}, {filters}: {why_not}")
+            continue
+        x, weight = (rng.standard_normal(size).astype(dtype) for size in (shape, filters))
+        for data in (True, False):
+            choice, words = fastconv.dispatch.sparse_backward(geometry, dtype, data), []
+            for part in SPARSE_PARTS:
+                calls = contenders(part, data, x, weight, geometry)
+                for call in calls.values():
+                    call()
+                times = {name: samples.median for name, samples in interleave(calls, seconds, threads=threads).items()}
+                star = "*" if choice is not None and part <= choice[1] else ""
+                words.append(f"{part:.0%} {times['one by one'] / times['together']:.2f}{star}")
+            print(f"sparse, {threads} thread(s), {dtype}, {shape}, {filters}{', ' if data else ', no dx, '}{', '.join(words)}",
+                  flush=True)
+
+
 def transposed(threads: int, seconds: float) -> None:
     for row in layers.CONV_ROWS:
         geometry, rng = row.geometry, np.random.default_rng(0)
@@ -166,8 +212,8 @@ def main() -> None:
     args = parser.parse_args()
     with peers.limited(args.threads):
         for part in args.parts:
-            if part in ("book", "transposed"):
-                {"book": book, "transposed": transposed}[part](args.threads, args.seconds)
+            if part in ("book", "sparse", "transposed"):
+                {"book": book, "sparse": sparse, "transposed": transposed}[part](args.threads, args.seconds)
             else:
                 {"memory": memory, "scratch": scratch}[part](args.threads)
 
