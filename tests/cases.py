@@ -206,6 +206,8 @@ CONV_CASES = (
     ConvCase("kernel1-stride3x2-rows16", (2, 5, 9, 31), (7, 5, 1, 1), stride=(3, 2)),
     ConvCase("kernel1-stride2-padding-after", (2, 4, 6, 8), (7, 4, 1, 1), stride=2, padding=((0, 1), (0, 1))),
     ConvCase("channels530-kernel1-stride2", (1, 530, 5, 5), (13, 530, 1, 1), stride=2),
+    ConvCase("filters200-kernel1", (3, 5, 11, 12), (200, 5, 1, 1)),
+    ConvCase("filters200-channels300-kernel1-stride2", (5, 300, 15, 13), (200, 300, 1, 1), stride=2),
     ConvCase("channels24-filters150", (1, 24, 6, 6), (150, 24, 3, 3), padding=1),
 
     # Images large enough for several bands of rows, and for several rows of tiles in each.

@@ -7,8 +7,9 @@
 # into the padded, phase-split flat layout of direct.pxi (which turns padding, stride and dilation into plain offsets);
 # pack the panels from it, leaving out the positions between rows; and multiply with the micro-kernel of the direct
 # convolution, whose offset table is now simply r*NR. Of 1x1 filters with stride 1 the image is the column matrix already:
-# there panels are packed from the image itself. So they are where a 1x1 filter moves by two columns and rows are short (14x14
-# pixels: the flat copy took 1.14 times as long; longer rows gain nothing).
+# there panels are packed from the image itself, and so they are where a 1x1 filter moves by two columns. It is the next panels
+# that are packed, some channels after each tile of those that are multiplied: asked for one tile before, they are in L2. (All
+# at once, a block ahead, many lines were gone again, or had never come: 1x1 at stride 2 took 1.03 to 1.05 times as long.)
 #
 # Against the direct convolution: no work on positions between rows ((L - OW)/L of it) and none in half-empty tiles at the
 # end of an image; but a copy of KH*KW elements for each of the image's, worth it where the filters are many (each packed
@@ -24,7 +25,8 @@
 #
 # What stands between the copies and the multiply-adds is memory: a tile asks for the lines that it will be written to, and for
 # some of what is copied next. Without it copies waited for each line (256 -> 64 channels, 1x1: 1.17 times as long; 3x3 at
-# stride 2: 1.05), and stores too (64 -> 256 channels: 1.05).
+# stride 2: 1.05), and stores too (64 -> 256 channels: 1.05). They are asked for into L1, though most are needed later: what is
+# asked for into L2 only, a Zen 4 often leaves out (packing 1x1 at stride 2: 3 to 4 times as long).
 
 cdef extern from "simd.h" nogil:
     ctypedef struct fc_run:
@@ -34,9 +36,9 @@ cdef extern from "simd.h" nogil:
     void fc_pack_runs_f32(float*, ptrdiff_t, const float*, const ptrdiff_t*, ptrdiff_t, const fc_run*, ptrdiff_t, ptrdiff_t)
     void fc_pack_runs_f64(double*, ptrdiff_t, const double*, const ptrdiff_t*, ptrdiff_t, const fc_run*, ptrdiff_t, ptrdiff_t)
     void fc_pack_second_runs_f32(float*, ptrdiff_t, const float*, const ptrdiff_t*, ptrdiff_t, const fc_run*, ptrdiff_t,
-                                 const float*)
+                                 ptrdiff_t, const float*)
     void fc_pack_second_runs_f64(double*, ptrdiff_t, const double*, const ptrdiff_t*, ptrdiff_t, const fc_run*, ptrdiff_t,
-                                 const double*)
+                                 ptrdiff_t, const double*)
     void fc_dots_f32(ptrdiff_t, ptrdiff_t, const float*, ptrdiff_t, const float*, ptrdiff_t, float*, ptrdiff_t,
                      const float*, int)
     void fc_dots_f64(ptrdiff_t, ptrdiff_t, const double*, ptrdiff_t, const double*, ptrdiff_t, double*, ptrdiff_t,
@@ -56,19 +58,31 @@ cdef extern from "ahead.h" nogil:
     enum: FC_AHEAD_LINES
     enum: FC_AHEAD_TILE
 
+cdef extern from "simd.h" nogil:
+    ptrdiff_t fc_take(ptrdiff_t* next)
+
 cdef enum:
     CHUNK_TERMS = 288    # terms of the sum in one panel
     PANELS = 4           # panels that are packed and multiplied together
+    LATE_TILES = 32      # of so many tiles half are done before a thread takes its next item
     LONG_BLOCK = 16      # panels of a block whose terms are all in one chunk,
     LONG_BLOCK_BYTES = 262144  # unless its flat copy is larger than this
     LONG_SUM = 256       # terms from which inner products are worth the adding up of their lanes
-    SHORT_ROWS = 16      # pixels up to which rows are packed from the image where a 1x1 filter moves by two columns
     NEAR_BYTES = 1048576 # images up to this size are found in a cache near by: nothing is asked for
+    SHARED_BYTES = 5242880  # results up to this size lie in the caches, and with several threads in those of other cores
     FAR_BYTES = 262144   # what is read again and again, and is larger than this, is asked for
 
 # A part of a block: pixels [first, stop) of one image, whose flat rows start at `row`.
 cdef struct Segment:
     Py_ssize_t image, first, stop, row
+
+# Panels of a thread that are packed while it multiplies others: those of an item, of its chunk of channels from c0 on.
+cdef struct Packing:
+    Py_ssize_t item, c0, channels
+    Py_ssize_t panels                # their number; 0: nothing is packed
+    Py_ssize_t runs                  # of one channel of the image, that they are made of,
+    Py_ssize_t regions               # and what is asked for
+    Py_ssize_t half                  # of the thread's panels, where they go
 
 cdef struct Gemm:
     Flat flat
@@ -85,6 +99,7 @@ cdef struct Gemm:
     Py_ssize_t rest                  # pixels at the end of all that are inner products
     Py_ssize_t turn                  # items from one that a thread takes to the one that it is likely to take next
     bint near                        # the images are in a cache near by
+    bint expects                     # lines of the output are worth asking for
     bint plain                       # panels come from the image itself
     bint seconds                     # and are every second cell of some of its rows
     bint past_caches                 # the output is too large to be found in a cache when it is needed
@@ -128,12 +143,16 @@ cdef void plan_gemm(Gemm* job, const Window* v, Py_ssize_t itemsize, Py_ssize_t 
     job.turn = threads
     job.near = v.n * v.c * v.h * v.w * itemsize <= NEAR_BYTES
     job.plain = job.taps == 1 and v.sh == 1 and v.sw == 1 and v.oh == v.h and v.ow == v.w
-    job.seconds = (job.taps == 1 and v.sw == 2 and v.ow <= SHORT_ROWS and v.top == 0 and v.left == 0
+    job.seconds = (job.taps == 1 and v.sw == 2 and v.top == 0 and v.left == 0
                    and (v.oh - 1) * v.sh < v.h and (v.ow - 1) * v.sw < v.w)
     job.out_w, job.pixels = direct.out_w, direct.out_h * direct.out_w
     job.width = FC_TILE_VECTORS * FC_VECTOR_BYTES // itemsize
     chunks = ceil_div(job.sources, most(CHUNK_TERMS // job.taps, 1))
     job.chunk = ceil_div(job.sources, chunks)
+    # From another core's cache a line takes so long that the products would wait (32 -> 192 channels of 28x28 on two threads:
+    # 1.14 times as long), and there must be products enough for all lines of a tile (16 -> 96 channels: 1.04 to 1.10).
+    job.expects = (job.chunk * job.taps > FC_AHEAD_TILE
+                   and (threads == 1 or job.batch * v.k * v.oh * v.ow * itemsize > SHARED_BYTES))
     # Every output is computed the same way in whatever block it lies, so the number of threads may be looked at.
     job.panels = ceil_div(job.batch * job.pixels, job.width)
     panels = PANELS
@@ -157,13 +176,14 @@ cdef void plan_gemm(Gemm* job, const Window* v, Py_ssize_t itemsize, Py_ssize_t 
     if job.rest > lanes // 4 or job.chunk * job.taps < LONG_SUM:
         job.rest = 0
     job.flat_bytes = 0 if job.seconds else aligned(flat_elements(job) * itemsize + 2 * FC_VECTOR_BYTES)
-    job.panel_bytes = aligned(PANELS * (job.chunk * job.taps * job.width * itemsize + FC_VECTOR_BYTES))
+    job.panel_bytes = aligned((2 * PANELS if job.plain or job.seconds else PANELS)
+                              * (job.chunk * job.taps * job.width * itemsize + FC_VECTOR_BYTES))
     job.rest_bytes = aligned(job.rest * job.chunk * job.taps * itemsize)
     job.sum_bytes = aligned((ceil_div(tiles, job.parts) * FC_TILE_ROWS) * job.block * itemsize)
     # runs of a panel: one for each row of output it touches, at most one for each pixel
-    job.run_bytes = aligned((PANELS if job.seconds else 1)
+    job.run_bytes = aligned((PANELS if job.plain or job.seconds else 1)
                             * least(job.width, job.width // job.out_w + 2 * job.segments + 1) * sizeof(fc_run)
-                            + job.segments * (2 * sizeof(Segment) + sizeof(fc_region)))
+                            + job.segments * (2 * sizeof(Segment) + 2 * sizeof(fc_region)))
     job.thread_bytes = job.flat_bytes + job.panel_bytes + job.rest_bytes + job.sum_bytes + job.run_bytes
     if tables == NULL:
         return
@@ -189,23 +209,22 @@ cdef Py_ssize_t cut_segments(const Gemm* job, Py_ssize_t start, Py_ssize_t stop,
     return count
 
 
-cdef Py_ssize_t cut_images(const Gemm* job, Py_ssize_t start, Py_ssize_t stop, fc_run* run) noexcept nogil:
-    """The runs of the image's first channel that hold pixels [start, stop) of all images, and their places in the panel."""
-    cdef Py_ssize_t count = 0, pixel = start, length
-    while pixel < stop:
-        length = least(stop - pixel, job.pixels - pixel % job.pixels)
-        run[count].from_ = pixel // job.pixels * job.groups * job.sources * job.pixels + pixel % job.pixels
-        run[count].to = pixel - start
-        run[count].count = length
-        count += 1
-        pixel += length
-    return count
+cdef inline Py_ssize_t panel_elements(const Gemm* job, Py_ssize_t lanes) noexcept nogil:
+    return job.chunk * job.taps * job.width + lanes
 
 
-cdef Py_ssize_t cut_seconds(const Gemm* job, Py_ssize_t start, Py_ssize_t stop, Py_ssize_t panel_items,
-                            fc_run* run) noexcept nogil:
-    """The same for some panels, of which every second cell of rows of the image is seen: run[i].from is the first one."""
+cdef Py_ssize_t cut_images(const Gemm* job, Py_ssize_t start, Py_ssize_t stop, Py_ssize_t panel_items,
+                           fc_run* run) noexcept nogil:
+    """The runs of the image's first channel that hold pixels [start, stop) of all images, and their places in some panels.
+    Where every second cell of rows is seen, run[i].from is the first one."""
     cdef Py_ssize_t count = 0, pixel = start, x, y
+    while pixel < stop and job.plain:
+        run[count].from_ = pixel // job.pixels * job.groups * job.sources * job.pixels + pixel % job.pixels
+        run[count].to = (pixel - start) // job.width * panel_items + (pixel - start) % job.width
+        run[count].count = least(least(stop - pixel, job.pixels - pixel % job.pixels),
+                                 job.width - (pixel - start) % job.width)
+        pixel += run[count].count
+        count += 1
     while pixel < stop:
         x, y = pixel % job.pixels % job.out_w, pixel % job.pixels // job.out_w
         run[count].from_ = ((pixel // job.pixels * job.groups * job.sources * job.flat.h + y * job.flat.step_h) * job.flat.w
@@ -237,20 +256,17 @@ cdef Py_ssize_t cut_runs(const Gemm* job, const Segment* segment, Py_ssize_t seg
     return count
 
 
-cdef void expect_pixels(const Gemm* job, const real* source, Py_ssize_t item, Py_ssize_t c0, Py_ssize_t first,
-                        Py_ssize_t pixels, Py_ssize_t calls, Segment* segment, fc_region* regions,
-                        fc_ahead* ahead) noexcept nogil:
-    """Begin to ask, in so many calls of tiles, for what `pixels` pixels of an item, from its pixel `first` on, see of the chunk of
-    channels from c0 on. They are at most a block; there need not be such an item."""
+cdef Py_ssize_t expect_pixels(const Gemm* job, const real* source, Py_ssize_t item, Py_ssize_t c0, Py_ssize_t first,
+                              Py_ssize_t pixels, Segment* segment, fc_region* regions) noexcept nogil:
+    """The regions that `pixels` pixels of an item, from its pixel `first` on, see of the channels from c0 on, and their
+    number. They are at most a block; there need not be such an item."""
     cdef const Flat* f = &job.flat
     cdef Py_ssize_t start, stop, group, s, count, top, bottom
     cdef Py_ssize_t line = f.w * sizeof(real)
     cdef fc_region* region
-    ahead.region = regions
-    fc_ahead_begin(ahead, 0, 1)
     group = item // (job.parts * job.blocks)
     if group >= job.groups:
-        return
+        return 0
     start = block_start(job, item // job.parts % job.blocks) + first
     stop = least(start + pixels, job.batch * job.pixels)
     count = cut_segments(job, start, stop, segment)
@@ -272,12 +288,77 @@ cdef void expect_pixels(const Gemm* job, const real* source, Py_ssize_t item, Py
         elif job.plain:
             region.from_ += (segment[s].first - top * f.w) * <Py_ssize_t> sizeof(real)
             region.bytes = (segment[s].stop - segment[s].first) * sizeof(real)
-    fc_ahead_begin(ahead, count, calls)
+    return count
 
 
-cdef void gemm_item(const Gemm* job, Py_ssize_t item, const real* source, const real* weights, const real* bias,
-                    bint relu, real* out, char* scratch) noexcept nogil:
-    """One (group, block of pixels, block of output channels)."""
+cdef inline bint from_image(const Gemm* job, Py_ssize_t item, Py_ssize_t lanes) noexcept nogil:
+    """Whether the panels of an item come from the image itself. Whole vectors of a run are read: those at the end of the last
+    image must not reach beyond it."""
+    return job.seconds or (job.plain and (
+        job.pixels % lanes == 0 or block_start(job, item // job.parts % job.blocks + 1) + lanes <= job.batch * job.pixels))
+
+
+cdef void begin_packing(const Gemm* job, Packing* packing, const real* source, Py_ssize_t item, Py_ssize_t c0, Py_ssize_t p0,
+                        fc_run* run, Segment* segment, fc_region* region) noexcept nogil:
+    """Panels from p0 on of an item, which need not be there, are packed next."""
+    cdef Py_ssize_t lanes = FC_VECTOR_BYTES // sizeof(real)
+    cdef Py_ssize_t block = item // job.parts % job.blocks, start = block_start(job, block)
+    cdef Py_ssize_t stop = least(block_start(job, block + 1), job.batch * job.pixels)
+    packing.item, packing.c0, packing.channels, packing.panels = item, c0, least(job.chunk, job.sources - c0), 0
+    if item >= job.groups * job.blocks * job.parts or not from_image(job, item, lanes):
+        return
+    packing.panels = least(ceil_div(stop - start, job.width) - p0, PANELS)
+    start += p0 * job.width
+    stop = least(stop, start + packing.panels * job.width)
+    packing.runs = cut_images(job, start, stop, panel_elements(job, lanes), run)
+    packing.regions = 0 if job.near else expect_pixels(job, source, item, c0, p0 * job.width, stop - start, segment, region)
+
+
+cdef void pack_channels(const Gemm* job, const Packing* packing, const real* source, Py_ssize_t first, Py_ssize_t stop,
+                        const fc_run* run, real* panel) noexcept nogil:
+    """Pack channels [first, stop) of the chunk."""
+    cdef Py_ssize_t plane = job.flat.h * job.flat.w, group = packing.item // (job.parts * job.blocks), ahead = 0
+    cdef const real* seen = source + (group * job.sources + packing.c0) * plane
+    panel += first * job.width
+    if packing.regions == 0 or stop - first == packing.channels:  # nobody has asked for what is read
+        ahead = plane if job.seconds else job.width
+    if job.seconds:
+        source += job.batch * job.groups * job.sources * plane
+        if real is float:
+            fc_pack_second_runs_f32(panel, job.width, seen, job.image_offset + first, stop - first, run, packing.runs, ahead,
+                                    source)
+        else:
+            fc_pack_second_runs_f64(panel, job.width, seen, job.image_offset + first, stop - first, run, packing.runs, ahead,
+                                    source)
+    elif real is float:
+        fc_pack_runs_f32(panel, job.width, seen, job.image_offset + first, stop - first, run, packing.runs, ahead)
+    else:
+        fc_pack_runs_f64(panel, job.width, seen, job.image_offset + first, stop - first, run, packing.runs, ahead)
+
+
+cdef void pack_meanwhile(const Gemm* job, const Packing* packing, const real* source, Py_ssize_t step, Py_ssize_t steps,
+                         Py_ssize_t calls, const fc_run* run, const fc_region* region, real* panel, fc_region* wanted,
+                         fc_ahead* ahead) noexcept nogil:
+    """One step of `steps`: ask for some channels, in so many calls of tiles, and pack those that the step before asked for."""
+    cdef Py_ssize_t parts = most(steps - 1, 1), part = step - (steps - parts), i
+    if part >= 0:
+        pack_channels(job, packing, source, packing.channels * part // parts, packing.channels * (part + 1) // parts, run,
+                      panel)
+    ahead.region = wanted
+    if step >= parts or packing.regions == 0:
+        fc_ahead_begin(ahead, 0, 1)
+        return
+    for i in range(packing.regions):
+        wanted[i] = region[i]
+        wanted[i].from_ += packing.channels * step // parts * region[i].plane_step
+        wanted[i].planes = packing.channels * (step + 1) // parts - packing.channels * step // parts
+    fc_ahead_begin(ahead, packing.regions, calls)
+
+
+cdef Py_ssize_t gemm_item(const Gemm* job, Py_ssize_t item, ptrdiff_t* next, Packing* packing, const real* source,
+                          const real* weights, const real* bias, bint relu, real* out, char* scratch) noexcept nogil:
+    """One (group, block of pixels, block of output channels); returns the next one that this thread takes, of which the first
+    panels are packed, as those of this one may be."""
     cdef const Flat* f = &job.flat
     cdef Py_ssize_t lanes = FC_VECTOR_BYTES // sizeof(real)
     cdef Py_ssize_t part = item % job.parts
@@ -291,41 +372,35 @@ cdef void gemm_item(const Gemm* job, Py_ssize_t item, const real* source, const 
     cdef Py_ssize_t m0 = job.rows * first_tile // tiles
     cdef Py_ssize_t terms_all = job.sources * job.taps, terms
     cdef real* flat = <real*> scratch
-    cdef real* panel = <real*> (scratch + job.flat_bytes)
+    cdef real* panels_at = <real*> (scratch + job.flat_bytes)
+    cdef real* panel
     cdef real* end = <real*> (scratch + job.flat_bytes + job.panel_bytes)
     cdef real* sums = <real*> (scratch + job.flat_bytes + job.panel_bytes + job.rest_bytes)
     cdef Segment* segment = <Segment*> (scratch + job.flat_bytes + job.panel_bytes + job.rest_bytes + job.sum_bytes)
     cdef Segment* next_segment = segment + job.segments
     cdef fc_region* region = <fc_region*> (next_segment + job.segments)
-    cdef fc_run* run = <fc_run*> (region + job.segments)
+    cdef fc_region* wanted = region + job.segments
+    cdef fc_run* run = <fc_run*> (wanted + job.segments)
     cdef Py_ssize_t segments = cut_segments(job, start, start + count, segment)
     cdef Py_ssize_t c0, channels, s, p, p0, p1, runs, m_tile, m, rows, pixels, pixel, done
-    cdef Py_ssize_t panel_items = job.chunk * job.taps * job.width + lanes
+    cdef Py_ssize_t panel_items = panel_elements(job, lanes)
     cdef Py_ssize_t rest = job.rest if start + count == job.batch * job.pixels else 0
-    cdef Py_ssize_t whole = count - rest, i, ldc, vectors, packed = least(PANELS * job.width, job.block)
+    cdef Py_ssize_t whole = count - rest, i, ldc, vectors, following = -1, steps = last_tile - first_tile, begin
     cdef const real* a
     cdef const real* offsets
     cdef real* to
     cdef int flags, whole_flags, how
-    cdef const real* seen = flat
-    cdef const ptrdiff_t* offset = job.offset
-    cdef Py_ssize_t ahead = 0
     cdef fc_ahead coming
     cdef ptrdiff_t[FC_AHEAD_TILE + FC_AHEAD_LINES + 1] line
     cdef fc_asked asked
-    asked.from_, asked.at, asked.into = NULL, line, FC_ASK
-    cdef Py_ssize_t images = job.batch * job.groups * job.sources * f.h * f.w  # cells of all
-    # Whole vectors of a run are read: those at the end of the last image must not reach beyond it.
-    cdef bint plain = job.plain and (start + count + lanes <= job.batch * job.pixels or job.pixels % lanes == 0)
+    asked.from_, asked.at, asked.into = NULL, line, FC_ASK_NEAR
+    cdef bint packs = from_image(job, item, lanes), last
 
     c0 = 0
     while c0 < job.sources:
         channels = least(job.chunk, job.sources - c0)
         terms = channels * job.taps
-        if plain or job.seconds:
-            seen, offset = source + (group * job.sources + c0) * f.h * f.w, job.image_offset
-            ahead = job.width if job.near else 0  # from further away it is asked for earlier
-        for s in range(0 if plain or job.seconds else segments):
+        for s in range(0 if packs else segments):
             fill_flat(f, flat + segment[s].row * f.length,
                       source + ((segment[s].image * job.groups + group) * job.sources + c0) * f.h * f.w, channels,
                       f.first + segment[s].first // job.out_w,
@@ -334,39 +409,46 @@ cdef void gemm_item(const Gemm* job, Py_ssize_t item, const real* source, const 
         if c0 + channels == job.sources and relu:
             flags |= FC_RELU
         whole_flags = flags | (FC_PAST_CACHES if job.past_caches and channels == job.sources else 0)
+        coming.region = region
         fc_ahead_begin(&coming, 0, 1)
         p0 = 0
         while p0 < panels:
             p1 = least(p0 + PANELS, panels)
-            if job.near:
-                pass
-            elif plain and p1 < panels:
-                expect_pixels(job, source, item, c0, p1 * job.width, packed, (last_tile - first_tile) * (p1 - p0), next_segment,
-                              region, &coming)
-            elif plain or p0 == 0:  # the next chunk, or what is likely to be this thread's next item
-                i = item if c0 + channels < job.sources else item + job.turn
-                expect_pixels(job, source, i, 0 if i > item else c0 + channels, 0, packed if plain else job.block,
-                              (last_tile - first_tile) * (p1 - p0 if plain else panels), next_segment, region, &coming)
-            if job.seconds:
-                runs = cut_seconds(job, start + p0 * job.width, start + least(p1 * job.width, count), panel_items, run)
-                if real is float:
-                    fc_pack_second_runs_f32(panel, job.width, seen, offset, terms, run, runs, source + images)
-                else:
-                    fc_pack_second_runs_f64(panel, job.width, seen, offset, terms, run, runs, source + images)
-            for p in range(p0, p0 if job.seconds else p1):
-                if plain:
-                    runs = cut_images(job, start + p * job.width, start + least((p + 1) * job.width, count), run)
-                else:
+            last = p1 == panels and c0 + channels == job.sources
+            panel = panels_at + packing.half * PANELS * panel_items
+            if packs:
+                if packing.panels == 0:  # the thread's first item
+                    begin_packing(job, packing, source, item, c0, p0, run, next_segment, region)
+                    pack_channels(job, packing, source, 0, channels, run, panel)
+                packing.half = 1 - packing.half
+                packing.panels = 0
+            else:
+                if p0 == 0 and not job.near:  # the next chunk, or what is likely to be this thread's next item
+                    i = item if c0 + channels < job.sources else item + job.turn
+                    fc_ahead_begin(&coming, expect_pixels(job, source, i, 0 if i > item else c0 + channels, 0, job.block,
+                                                          next_segment, region), steps * panels)
+                for p in range(p0, p1):
                     runs = cut_runs(job, segment, segments, p * job.width, least((p + 1) * job.width, count), run)
-                if real is float:
-                    fc_pack_runs_f32(panel + (p - p0) * panel_items, job.width, seen, offset, terms, run, runs, ahead)
-                else:
-                    fc_pack_runs_f64(panel + (p - p0) * panel_items, job.width, seen, offset, terms, run, runs, ahead)
+                    if real is float:
+                        fc_pack_runs_f32(panel + (p - p0) * panel_items, job.width, flat, job.offset, terms, run, runs, 0)
+                    else:
+                        fc_pack_runs_f64(panel + (p - p0) * panel_items, job.width, flat, job.offset, terms, run, runs, 0)
             if p1 == panels:  # the panel with the last pixels is the last one
                 for i in range(rest):
                     for s in range(terms):
                         end[i * terms + s] = panel[(p1 - 1 - p0) * panel_items + s * job.width + (whole + i) % job.width]
+            begin = first_tile + (steps // 2 if packs and last and steps >= LATE_TILES else 0)
             for m_tile in range(first_tile, last_tile):
+                if m_tile == begin:
+                    if last:
+                        following = fc_take(next)
+                    if packs:
+                        begin_packing(job, packing, source, following if last else item,
+                                      c0 if p1 < panels else 0 if last else c0 + channels, p1 if p1 < panels else 0, run,
+                                      next_segment, region)
+                if packing.panels > 0:
+                    pack_meanwhile(job, packing, source, m_tile - begin, last_tile - begin, p1 - p0, run, region,
+                                   panels_at + packing.half * PANELS * panel_items, wanted, &coming)
                 m = job.rows * m_tile // tiles
                 rows = job.rows * (m_tile + 1) // tiles - m
                 a = weights + (group * job.rows + m) * terms_all + c0 * job.taps
@@ -380,7 +462,7 @@ cdef void gemm_item(const Gemm* job, Py_ssize_t item, const real* source, const 
                     if pixels > 0:
                         vectors = ceil_div(pixels, lanes)
                         asked.count = 0
-                        if not (how & FC_PAST_CACHES and whole_lines(to, ldc, vectors)):
+                        if job.expects and not (how & FC_PAST_CACHES and whole_lines(to, ldc, vectors)):
                             asked.count = fc_ahead_tile(<const char*> to, rows, ldc * sizeof(real), pixels * sizeof(real), line)
                         asked.count = fc_ahead_take(&coming, line, asked.count)
                         correlate_tile(a, terms_all, panel + (p - p0) * panel_items, job.panel_offset, terms, rows, vectors,
@@ -410,6 +492,7 @@ cdef void gemm_item(const Gemm* job, Py_ssize_t item, const real* source, const 
                 done += s
     if job.past_caches:
         fc_stream_end()
+    return following
 
 
 cdef inline real* whole_panel(const Gemm* job, Py_ssize_t group, Py_ssize_t m, Py_ssize_t pixel, Py_ssize_t pixels,
@@ -422,13 +505,24 @@ cdef inline real* whole_panel(const Gemm* job, Py_ssize_t group, Py_ssize_t m, P
 
 cdef void run_gemm(const Gemm* job, const real* source, const real* weights, const real* bias, bint relu, real* out,
                    char* scratch, int threads) noexcept nogil:
-    cdef Py_ssize_t item, items = job.groups * job.blocks * job.parts
-    if items <= 1 or threads == 1:
-        for item in range(items):
-            gemm_item(job, item, source, weights, bias, relu, out, scratch)
+    cdef ptrdiff_t next = 0
+    cdef ptrdiff_t* taken = &next
+    cdef int thread
+    if threads == 1 or job.groups * job.blocks * job.parts <= 1:
+        gemm_items(job, taken, source, weights, bias, relu, out, scratch)
         return
-    for item in prange(items, num_threads=threads, schedule="dynamic", chunksize=1):
-        gemm_item(job, item, source, weights, bias, relu, out, scratch + threadid() * job.thread_bytes)
+    for thread in prange(threads, num_threads=threads, schedule="static", chunksize=1):
+        gemm_items(job, taken, source, weights, bias, relu, out, scratch + threadid() * job.thread_bytes)
+
+
+cdef void gemm_items(const Gemm* job, ptrdiff_t* next, const real* source, const real* weights, const real* bias, bint relu,
+                     real* out, char* scratch) noexcept nogil:
+    """The items that one thread takes."""
+    cdef Py_ssize_t item = fc_take(next)
+    cdef Packing packing
+    packing.panels = packing.half = 0
+    while item < job.groups * job.blocks * job.parts:
+        item = gemm_item(job, item, next, &packing, source, weights, bias, relu, out, scratch)
 
 
 # --- backward weight ----------------------------------------------------------------------------------------------------

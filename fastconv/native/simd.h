@@ -78,6 +78,9 @@ static inline ptrdiff_t fc_product_pieces(ptrdiff_t n)
 /* Sets a flag that several threads may set at a time. */
 FC_INLINE void fc_mark(uint8_t *flag) { __atomic_store_n(flag, 1, __ATOMIC_RELAXED); }
 
+/* The next of the items that several threads share. */
+FC_INLINE ptrdiff_t fc_take(ptrdiff_t *next) { return __atomic_fetch_add(next, 1, __ATOMIC_RELAXED); }
+
 /* Prefetches a line into the first-level cache (3) or the second (2); clang wants the level itself, and no constant argument. */
 FC_INLINE void fc_ask_for(const char *at, const int level)
 {

@@ -30,15 +30,18 @@ FC_UNROLL
         for (int j = 0; j < vectors; j++)
             acc[i][j] = (VEC){0};
 
-    /* One line with each term, and with those that remain one that is near: a branch would cost more. */
+    /* One line with each term, or with every second or fourth one, where they are enough: else too many would be on their way. With
+     * the terms that remain one that is near: a branch would cost more. */
     const char *const from = asking ? asked->from : NULL;
-    const ptrdiff_t *ask = asking ? asked->at : NULL, *const last = asking ? ask + asked->count : NULL;
+    const ptrdiff_t *const ask = asking ? asked->at : NULL, lines = asking ? asked->count : 0;
+    const int pace = (2 * lines <= n) + (4 * lines <= n);
     for (ptrdiff_t r = 0; r < n; r++) {
         const FC_T *row = b + offset[r];
         VEC right[FC_TILE_VECTORS];
         if (asking) {
-            fc_ask_for((const char *)((uintptr_t)from + (uintptr_t)*ask), asking == FC_ASK_NEAR ? 3 : 2);
-            ask += ask < last;
+            const ptrdiff_t line = r >> pace;
+            fc_ask_for((const char *)((uintptr_t)from + (uintptr_t)ask[line < lines ? line : lines]),
+                       asking == FC_ASK_NEAR ? 3 : 2);
         }
 FC_UNROLL
         for (int j = 0; j < vectors; j++)
@@ -607,9 +610,8 @@ static void FC_NAME(pack_runs)(FC_T *to, ptrdiff_t width, const FC_T *flat, cons
 /* The same of every second element, and of several panels at a time: from the image itself, for a 1x1 filter that moves by two
  * columns. Each of its planes is walked through once, and the next one is prefetched. Nothing behind `end` is read. */
 static void FC_NAME(pack_second_runs)(FC_T *to, ptrdiff_t width, const FC_T *image, const ptrdiff_t *offset, ptrdiff_t rows,
-                                      const fc_run *run, ptrdiff_t runs, const FC_T *end)
+                                      const fc_run *run, ptrdiff_t runs, ptrdiff_t ahead, const FC_T *end)
 {
-    const ptrdiff_t ahead = rows > 1 ? offset[1] - offset[0] : 0;
     for (ptrdiff_t r = 0; r < rows; r++, to += width) {
         for (ptrdiff_t i = 0; i < runs; i++) {
             const FC_T *source = image + offset[r] + run[i].from;
@@ -620,8 +622,10 @@ static void FC_NAME(pack_second_runs)(FC_T *to, ptrdiff_t width, const FC_T *ima
                         target[k] = *source;
                     break;
                 }
-                __builtin_prefetch(source + ahead);
-                __builtin_prefetch(source + ahead + LANES);
+                if (ahead) {
+                    __builtin_prefetch(source + ahead);
+                    __builtin_prefetch(source + ahead + LANES);
+                }
                 *(UVEC *)(target + k) = FC_NAME(even)(*(const UVEC *)source, *(const UVEC *)(source + LANES));
             }
         }
