@@ -251,6 +251,29 @@ FC_UNROLL
                 FC_NAME(stream)(to[r + j] + at + k * FC_LANES, row[k][j]);
     }
 }
+/* The same for LANES columns j, and not past the caches. */
+FC_INLINE void FC_NAME(transpose_strip_to)(FC_T *const *to, ptrdiff_t at, const FC_T *from, ptrdiff_t pitch, ptrdiff_t rows,
+                                           ptrdiff_t ahead)
+{
+    for (ptrdiff_t i = 0; i < rows; i += PIECE) {
+        const ptrdiff_t r = i + PIECE <= rows ? i : rows - PIECE;
+        VEC row[PIECE];
+FC_UNROLL
+        for (int j = 0; j < PIECE; j++)
+            row[j] = PIECES_APART(from + r + j * pitch, PIECE * pitch);
+        if (ahead) { /* lines last for some rounds: each fetches a part of the next ones */
+            const ptrdiff_t part = i % FC_NAME(line), round = part / PIECE;
+FC_UNROLL
+            for (int j = 0; j < FC_LANES; j += 4)
+                if (j + round < FC_LANES)
+                    fc_ask_for((const char *)(from + i - part + (j + round) * pitch) + ahead, 3);
+        }
+        FC_NAME(turn_blocks)(row);
+FC_UNROLL
+        for (int j = 0; j < PIECE; j++)
+            FC_NAME(store)(to[r + j] + at, row[j]);
+    }
+}
 /* The same for PIECE rows and LANES columns: to[j*pitch_to + i] = from[i][at + j], i < PIECE. */
 FC_INLINE void FC_NAME(transpose_rows)(FC_T *to, ptrdiff_t pitch_to, const FC_T *const *from, ptrdiff_t at, ptrdiff_t ahead)
 {
@@ -270,21 +293,6 @@ FC_UNROLL
 #undef PIECES_APART
 #undef PIECES
 #undef PIECE
-
-/* to[i][at + j] = from[j*pitch + i] for i, j < LANES. */
-FC_INLINE void FC_NAME(transpose_tile_to)(FC_T *const *to, ptrdiff_t at, const FC_T *from, ptrdiff_t pitch, ptrdiff_t ahead)
-{
-    const FC_T *rows[FC_LANES];
-    VEC row[FC_LANES];
-FC_UNROLL
-    for (int i = 0; i < FC_LANES; i++)
-        rows[i] = from + i * pitch;
-    FC_NAME(load_tile)(rows, 0, ahead, 3, row);
-    FC_NAME(turn)(row);
-FC_UNROLL
-    for (int i = 0; i < FC_LANES; i++)
-        FC_NAME(store)(to[i] + at, row[i]);
-}
 
 /* The first `count` lanes, 0 < count <= LANES. The others are 0; memory behind them is not touched. */
 #if defined(__AVX512F__)
