@@ -255,23 +255,27 @@ FC_UNROLL
 FC_INLINE void FC_NAME(transpose_strip_to)(FC_T *const *to, ptrdiff_t at, const FC_T *from, ptrdiff_t pitch, ptrdiff_t rows,
                                            ptrdiff_t ahead)
 {
-    for (ptrdiff_t i = 0; i < rows; i += PIECE) {
-        const ptrdiff_t r = i + PIECE <= rows ? i : rows - PIECE;
-        VEC row[PIECE];
+    for (ptrdiff_t i = 0; i < rows; i += FC_NAME(line)) {
 FC_UNROLL
-        for (int j = 0; j < PIECE; j++)
-            row[j] = PIECES_APART(from + r + j * pitch, PIECE * pitch);
-        if (ahead) { /* lines last for some rounds: each fetches a part of the next ones */
-            const ptrdiff_t part = i % FC_NAME(line), round = part / PIECE;
+        for (int part = 0; part < FC_NAME(line); part += PIECE) {
+            if (part && i + part >= rows)
+                return;
+            const ptrdiff_t r = i + part + PIECE <= rows ? i + part : rows - PIECE;
+            VEC row[PIECE];
 FC_UNROLL
-            for (int j = 0; j < FC_LANES; j += 4)
-                if (j + round < FC_LANES)
-                    fc_ask_for((const char *)(from + i - part + (j + round) * pitch) + ahead, 3);
+            for (int j = 0; j < PIECE; j++)
+                row[j] = PIECES_APART(from + r + j * pitch, PIECE * pitch);
+            if (ahead) { /* each part fetches so much of what comes after the lines that all read from */
+FC_UNROLL
+                for (int j = 0; j < FC_LANES; j += FC_NAME(line) / PIECE)
+                    if (j + part / PIECE < FC_LANES)
+                        fc_ask_for((const char *)(from + i + (j + part / PIECE) * pitch) + ahead, 3);
+            }
+            FC_NAME(turn_blocks)(row);
+FC_UNROLL
+            for (int j = 0; j < PIECE; j++)
+                FC_NAME(store)(to[r + j] + at, row[j]);
         }
-        FC_NAME(turn_blocks)(row);
-FC_UNROLL
-        for (int j = 0; j < PIECE; j++)
-            FC_NAME(store)(to[r + j] + at, row[j]);
     }
 }
 /* The same for PIECE rows and LANES columns: to[j*pitch_to + i] = from[i][at + j], i < PIECE. */
