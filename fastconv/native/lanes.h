@@ -227,28 +227,32 @@ FC_UNROLL
 FC_INLINE void FC_NAME(transpose_lines_to)(FC_T *const *to, ptrdiff_t at, const FC_T *from, ptrdiff_t pitch, ptrdiff_t rows,
                                            ptrdiff_t ahead)
 {
-    for (ptrdiff_t i = 0; i < rows; i += PIECE) {
-        const ptrdiff_t r = i + PIECE <= rows ? i : rows - PIECE;
-        VEC row[64 / FC_BYTES][PIECE];
+    for (ptrdiff_t i = 0; i < rows; i += FC_NAME(line)) {
 FC_UNROLL
-        for (int k = 0; k < 64 / FC_BYTES; k++) {
-            const FC_T *const first = from + r + k * FC_LANES * pitch;
+        for (int part = 0; part < FC_NAME(line); part += PIECE) {
+            if (part && i + part >= rows)
+                return;
+            const ptrdiff_t r = i + part + PIECE <= rows ? i + part : rows - PIECE;
+            VEC row[64 / FC_BYTES][PIECE];
+FC_UNROLL
+            for (int k = 0; k < 64 / FC_BYTES; k++) {
+                const FC_T *const first = from + r + k * FC_LANES * pitch;
+FC_UNROLL
+                for (int j = 0; j < PIECE; j++)
+                    row[k][j] = PIECES_APART(first + j * pitch, PIECE * pitch);
+                FC_NAME(turn_blocks)(row[k]);
+            }
+            if (ahead) { /* lines last for four parts: each fetches a quarter of the next ones */
+FC_UNROLL
+                for (int j = 0; j < FC_NAME(line); j += 4)
+                    __builtin_prefetch((const char *)(from + i + (j + part / PIECE) * pitch) + ahead, 0, 2);
+            }
 FC_UNROLL
             for (int j = 0; j < PIECE; j++)
-                row[k][j] = PIECES_APART(first + j * pitch, PIECE * pitch);
-            FC_NAME(turn_blocks)(row[k]);
+FC_UNROLL
+                for (int k = 0; k < 64 / FC_BYTES; k++)
+                    FC_NAME(stream)(to[r + j] + at + k * FC_LANES, row[k][j]);
         }
-        if (ahead) { /* lines last for four rounds: each fetches a quarter of the next ones */
-            const ptrdiff_t part = i % FC_NAME(line), round = part / PIECE;
-FC_UNROLL
-            for (int j = 0; j < FC_NAME(line); j += 4)
-                __builtin_prefetch((const char *)(from + i - part + (j + round) * pitch) + ahead, 0, 2);
-        }
-FC_UNROLL
-        for (int j = 0; j < PIECE; j++)
-FC_UNROLL
-            for (int k = 0; k < 64 / FC_BYTES; k++)
-                FC_NAME(stream)(to[r + j] + at + k * FC_LANES, row[k][j]);
     }
 }
 /* The same for LANES columns j, and not past the caches. */
