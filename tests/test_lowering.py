@@ -117,7 +117,10 @@ def large_rows(shape: tuple[int, ...], window: tuple[int, ...], dtype: str) -> t
 
 @pytest.mark.parametrize("dtype", FLOATS)
 @pytest.mark.parametrize(("shape", "window"), [((4, 16, 320, 336), (2, 2, 0)), ((1, 48, 130, 113), (3, 1, 1)),
-                                               ((2, 16, 304, 320), (3, 2, 1)), ((1, 32, 512, 528), (1, 1, 0))], ids=str)
+                                               ((2, 16, 304, 320), (3, 2, 1)), ((1, 32, 512, 528), (1, 1, 0)),
+                                               # less windows in a row than a piece has, and rows that need padding or none
+                                               ((52, 64, 71, 3), (3, 1, 1)), ((40, 64, 72, 6), (3, 1, ((1, 0), (0, 0)))),
+                                               ((1, 256, 56, 56), (3, 1, 1))], ids=str)
 def test_whole_lines(shape, window, dtype, engine):
     """Rows of a large result may be stored in whole cache lines, wherever these begin."""
     if engine.backend == "numpy":

@@ -99,6 +99,11 @@ static void FC_ELEMENT(transpose)(FC_T *to, ptrdiff_t pitch_to, const FC_T *cons
 #ifdef FC_TILES
     FC_TILES(FC_TRANSPOSE)
 #endif
+    if (sizeof(FC_T) == sizeof(fc_pair)) {
+        fc_transpose_pairs((fc_pair *)to, pitch_to, (const fc_pair *const *)from, at, rows, columns, ahead,
+                           past && rows % 4 == 0);
+        return;
+    }
     for (ptrdiff_t i = 0; i < rows; i++)
         for (ptrdiff_t j = 0; j < columns; j++)
             to[j * pitch_to + i] = from[i][at + j];
@@ -108,11 +113,12 @@ static void FC_ELEMENT(transpose)(FC_T *to, ptrdiff_t pitch_to, const FC_T *cons
 static void FC_ELEMENT(transpose_to)(FC_T *const *to, ptrdiff_t at, const FC_T *from, ptrdiff_t pitch, ptrdiff_t rows,
                                      ptrdiff_t columns, ptrdiff_t ahead, int past)
 {
+    ptrdiff_t j = 0;
 #ifdef FC_TILES
-    const ptrdiff_t least = rows < columns ? rows : columns;
+    FC_TILES(FC_TRANSPOSE_TO_PAST)
     FC_TILES(FC_TRANSPOSE_TO)
 #endif
-    for (ptrdiff_t i = 0; i < rows; i++)
-        for (ptrdiff_t j = 0; j < columns; j++)
+    for (; j < columns; j++)
+        for (ptrdiff_t i = 0; i < rows; i++)
             to[i][at + j] = from[j * pitch + i];
 }

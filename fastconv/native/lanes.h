@@ -227,28 +227,59 @@ FC_UNROLL
 FC_INLINE void FC_NAME(transpose_lines_to)(FC_T *const *to, ptrdiff_t at, const FC_T *from, ptrdiff_t pitch, ptrdiff_t rows,
                                            ptrdiff_t ahead)
 {
-    for (ptrdiff_t i = 0; i < rows; i += PIECE) {
-        const ptrdiff_t r = i + PIECE <= rows ? i : rows - PIECE;
-        VEC row[64 / FC_BYTES][PIECE];
+    for (ptrdiff_t i = 0; i < rows; i += FC_NAME(line)) {
 FC_UNROLL
-        for (int k = 0; k < 64 / FC_BYTES; k++) {
-            const FC_T *const first = from + r + k * FC_LANES * pitch;
+        for (int part = 0; part < FC_NAME(line); part += PIECE) {
+            if (part && i + part >= rows)
+                return;
+            const ptrdiff_t r = i + part + PIECE <= rows ? i + part : rows - PIECE;
+            VEC row[64 / FC_BYTES][PIECE];
+FC_UNROLL
+            for (int k = 0; k < 64 / FC_BYTES; k++) {
+                const FC_T *const first = from + r + k * FC_LANES * pitch;
+FC_UNROLL
+                for (int j = 0; j < PIECE; j++)
+                    row[k][j] = PIECES_APART(first + j * pitch, PIECE * pitch);
+                FC_NAME(turn_blocks)(row[k]);
+            }
+            if (ahead) { /* lines last for four parts: each fetches a quarter of the next ones */
+FC_UNROLL
+                for (int j = 0; j < FC_NAME(line); j += 4)
+                    __builtin_prefetch((const char *)(from + i + (j + part / PIECE) * pitch) + ahead, 0, 2);
+            }
 FC_UNROLL
             for (int j = 0; j < PIECE; j++)
-                row[k][j] = PIECES_APART(first + j * pitch, PIECE * pitch);
-            FC_NAME(turn_blocks)(row[k]);
+FC_UNROLL
+                for (int k = 0; k < 64 / FC_BYTES; k++)
+                    FC_NAME(stream)(to[r + j] + at + k * FC_LANES, row[k][j]);
         }
-        if (ahead) { /* lines last for four rounds: each fetches a quarter of the next ones */
-            const ptrdiff_t part = i % FC_NAME(line), round = part / PIECE;
+    }
+}
+/* The same for LANES columns j, and not past the caches. */
+FC_INLINE void FC_NAME(transpose_strip_to)(FC_T *const *to, ptrdiff_t at, const FC_T *from, ptrdiff_t pitch, ptrdiff_t rows,
+                                           ptrdiff_t ahead)
+{
+    for (ptrdiff_t i = 0; i < rows; i += FC_NAME(line)) {
 FC_UNROLL
-            for (int j = 0; j < FC_NAME(line); j += 4)
-                __builtin_prefetch((const char *)(from + i - part + (j + round) * pitch) + ahead, 0, 2);
+        for (int part = 0; part < FC_NAME(line); part += PIECE) {
+            if (part && i + part >= rows)
+                return;
+            const ptrdiff_t r = i + part + PIECE <= rows ? i + part : rows - PIECE;
+            VEC row[PIECE];
+FC_UNROLL
+            for (int j = 0; j < PIECE; j++)
+                row[j] = PIECES_APART(from + r + j * pitch, PIECE * pitch);
+            if (ahead) { /* each part fetches so much of what comes after the lines that all read from */
+FC_UNROLL
+                for (int j = 0; j < FC_LANES; j += FC_NAME(line) / PIECE)
+                    if (j + part / PIECE < FC_LANES)
+                        fc_ask_for((const char *)(from + i + (j + part / PIECE) * pitch) + ahead, 3);
+            }
+            FC_NAME(turn_blocks)(row);
+FC_UNROLL
+            for (int j = 0; j < PIECE; j++)
+                FC_NAME(store)(to[r + j] + at, row[j]);
         }
-FC_UNROLL
-        for (int j = 0; j < PIECE; j++)
-FC_UNROLL
-            for (int k = 0; k < 64 / FC_BYTES; k++)
-                FC_NAME(stream)(to[r + j] + at + k * FC_LANES, row[k][j]);
     }
 }
 /* The same for PIECE rows and LANES columns: to[j*pitch_to + i] = from[i][at + j], i < PIECE. */
@@ -270,21 +301,6 @@ FC_UNROLL
 #undef PIECES_APART
 #undef PIECES
 #undef PIECE
-
-/* to[i][at + j] = from[j*pitch + i] for i, j < LANES. */
-FC_INLINE void FC_NAME(transpose_tile_to)(FC_T *const *to, ptrdiff_t at, const FC_T *from, ptrdiff_t pitch, ptrdiff_t ahead)
-{
-    const FC_T *rows[FC_LANES];
-    VEC row[FC_LANES];
-FC_UNROLL
-    for (int i = 0; i < FC_LANES; i++)
-        rows[i] = from + i * pitch;
-    FC_NAME(load_tile)(rows, 0, ahead, 3, row);
-    FC_NAME(turn)(row);
-FC_UNROLL
-    for (int i = 0; i < FC_LANES; i++)
-        FC_NAME(store)(to[i] + at, row[i]);
-}
 
 /* The first `count` lanes, 0 < count <= LANES. The others are 0; memory behind them is not touched. */
 #if defined(__AVX512F__)

@@ -88,28 +88,29 @@ static void FC_ELEMENT(im2col_columns)(const fc_lowering *l, FC_T pad, ptrdiff_t
 }
 
 /* Rows of the image as taps look at them: rows of padded columns u = column + left, those of each residue modulo the
- * stride by themselves, so that what a tap sees of a row is without gaps. `there` elements may be read from row[0] on, and up
- * to FC_VECTOR_BYTES be written behind the padded row. */
-static void FC_ELEMENT(pad_row)(const fc_lowering *l, FC_T *to, const FC_T *row, ptrdiff_t there, FC_T pad)
+ * stride by themselves, so that what a tap sees of a row is without gaps. Padding beside a row is there before, and stays. With
+ * `level` rows begin l->line elements apart with what the image has (at the beginnings of lines), else with the padding. */
+FC_INLINE void FC_ELEMENT(pad_row)(const fc_lowering *l, FC_T *to, const FC_T *row, FC_T pad, const int level)
 {
-    const ptrdiff_t size = (ptrdiff_t)sizeof(FC_T), even = l->left % 2; /* the residue of column 0, with two of them */
-    const int halves = row && l->sw == 2 && l->residues == 2;
-    if (halves) {
-        FC_T *const evens = to + even * l->line + l->left / 2, *const odds = to + !even * l->line + (l->left + 1) / 2;
+    const ptrdiff_t size = (ptrdiff_t)sizeof(FC_T);
+    if (!row) {
+        FC_ELEMENT(fill)(to - (level ? fc_padding(l, 0) : 0), pad, l->residues * l->line);
+    } else if (l->sw == 1) {
+        fc_copy_within((char *)(to + (level ? 0 : l->left)), (const char *)row, l->w * size);
+    } else if (l->sw == 2 && l->residues == 2) {
+        const ptrdiff_t even = l->left % 2; /* the residue of column 0 */
+        FC_T *const evens = to + even * l->line + (level ? 0 : l->left / 2);
+        FC_T *const odds = to + !even * l->line + (level ? 0 : (l->left + 1) / 2);
         FC_ELEMENT(split)(evens, odds, row, l->w / 2);
         if (l->w % 2)
             evens[l->w / 2] = row[l->w - 1];
-    }
-    for (ptrdiff_t e = 0; e < l->residues; e++, to += l->line) {
-        const ptrdiff_t first = l->left > e ? (l->left - e + l->sw - 1) / l->sw : 0, start = first * l->sw + e - l->left;
-        const ptrdiff_t count = row && start < l->w ? (l->w - start + l->sw - 1) / l->sw : 0;
-        FC_ELEMENT(fill)(to, pad, first);
-        if (count && l->sw == 1)
-            fc_copy((char *)(to + first), (const char *)(row + start), count * size, count * size + FC_VECTOR_BYTES,
-                    (there - start) * size);
-        else if (count && !halves)
-            FC_ELEMENT(every)(to + first, row + start, l->sw, count);
-        FC_ELEMENT(fill)(to + first + count, pad, l->line - first - count);
+    } else {
+        for (ptrdiff_t e = 0; e < l->residues; e++) {
+            const ptrdiff_t first = fc_padding(l, e), start = first * l->sw + e - l->left;
+            if (start < l->w)
+                FC_ELEMENT(every)(to + e * l->line + (level ? 0 : first), row + start, l->sw,
+                                  (l->w - start + l->sw - 1) / l->sw);
+        }
     }
 }
 
@@ -204,74 +205,99 @@ static void FC_ELEMENT(im2col_planes)(const fc_lowering *l, FC_T pad, FC_T *out,
         fc_stream_end();
 }
 
-/* Rows of output of all images, [first, stop). What all taps of some channels see in some of the rows is turned at a time. */
+/* to[j*width + i] = from[i][at + j] for i < cells, whole lines, past the caches. With each tile some lines are asked for that
+ * will be read next. */
+static void FC_ELEMENT(turn_lines)(const fc_lowering *l, FC_T *to, const FC_T *const *from, ptrdiff_t at, ptrdiff_t cells,
+                                   ptrdiff_t columns, ptrdiff_t ahead, fc_coming *coming)
+{
+    const ptrdiff_t size = (ptrdiff_t)sizeof(FC_T), line = FC_LINE / size, piece = 16 / size, width = l->c * l->kh * l->kw;
+    for (ptrdiff_t p = 0, some; p < columns; p += some) { /* lines that are read are used up */
+        some = columns - p < line + piece ? columns - p : line;
+        for (ptrdiff_t i = 0; i < cells; i += line) {
+            FC_ELEMENT(transpose)(to + p * width + i, width, from + i, at + p, line, some, ahead, 1);
+            fc_ask_for_coming(coming, 3); /* beside such stores what is asked for level 2 alone does not always come */
+        }
+    }
+}
+
+/* Rows of output of all images, [first, stop). What some taps see in some of the rows is turned at a time. */
 static void FC_ELEMENT(im2col_rows)(const fc_lowering *l, FC_T pad, FC_T *out, ptrdiff_t first, ptrdiff_t stop,
                                     char *scratch)
 {
-    const ptrdiff_t size = (ptrdiff_t)sizeof(FC_T), taps = l->kh * l->kw, width = l->c * taps;
-    const ptrdiff_t padded = l->residues * l->line, below = (l->kh - 1) * l->dh;
+    const ptrdiff_t size = (ptrdiff_t)sizeof(FC_T), taps = l->kh * l->kw, width = l->c * taps, line = FC_LINE / size;
+    const ptrdiff_t padded = l->residues * l->line;
     const FC_T **const from = (const FC_T **)scratch; /* what each tap sees */
     ptrdiff_t *const offset = (ptrdiff_t *)(from + l->channels * taps); /* of taps j in a padded row */
-    FC_T *const rows = (FC_T *)(offset + l->kw);
-    char *const staged = (char *)rows + l->laid + 2 * FC_LINE;
-    /* where nothing is padded and nothing skipped, the image will do as it is */
-    const int direct = l->sw == 1 && l->left == 0 && l->ow + (l->kw - 1) * l->dw <= l->w;
-    for (ptrdiff_t j = 0; j < l->kw; j++)
-        offset[j] = j * l->dw % l->sw * l->line + j * l->dw / l->sw;
-    for (ptrdiff_t count; first < stop; first += count) {
-        const ptrdiff_t n = first / l->oh, y = first % l->oh, top = y * l->sh - l->top;
-        count = fc_min(fc_min((l->height - 1 - below) / l->sh + 1, l->oh - y), stop - first);
-        const ptrdiff_t bottom = top + (count - 1) * l->sh + below;
-        for (ptrdiff_t c0 = 0; c0 < l->c; c0 += l->channels) {
-            const ptrdiff_t channels = fc_min(l->c - c0, l->channels), cells = channels * taps;
-            const ptrdiff_t origin = n * l->step_n + c0 * l->step_c + top * l->step_h;
-            const FC_T *see = (const FC_T *)l->x + origin, **at = from;
-            ptrdiff_t step_c = l->step_c, step_h = l->step_h, ahead = 0;
-            if (direct && top >= 0 && bottom < l->h) {
-                ahead = l->ahead;
-            } else {
-                step_c = l->height * padded;
-                step_h = padded;
-                FC_T *row = rows;
-                /* next come the same rows of the next channels, or of the first ones those below */
-                const ptrdiff_t next = c0 + channels < l->c ? channels * l->step_c : count * l->sh * l->step_h - c0 * l->step_c;
-                for (ptrdiff_t c = 0; c < channels; c++, row += step_c)
-                    for (ptrdiff_t r = top; r <= bottom; r++) {
-                        const ptrdiff_t place = origin + c * l->step_c + (r - top) * l->step_h;
-                        if (l->ahead)
-                            for (ptrdiff_t q = 0; q < l->w * size; q += FC_LINE)
-                                __builtin_prefetch((const char *)((const FC_T *)l->x + place + next) + q, 0, 2);
-                        FC_ELEMENT(pad_row)(l, row + (r - top) * padded,
-                                            r < 0 || r >= l->h ? NULL : (const FC_T *)l->x + place, l->stop - place, pad);
-                    }
-                see = rows;
+    FC_T *const space = fc_line_from(offset + l->kw), *const rows = space + fc_round_up(fc_padding(l, 0), line);
+    char *const staged = (char *)space + l->laid + FC_LINE;
+    /* where all rows begin at the same place in a line, those elements of the first one that come before the next one begins */
+    const ptrdiff_t head = l->lines ? (ptrdiff_t)(-(uintptr_t)out % FC_LINE) / size : 0;
+    for (ptrdiff_t j = 0, e; j < l->kw; j++) {
+        e = j * l->dw % l->sw;
+        offset[j] = e * l->line - fc_padding(l, e) + j * l->dw / l->sw;
+    }
+    FC_ELEMENT(fill)(space, pad, l->laid / size);
+    fc_seen next, before = {0};
+    for (fc_seen now = fc_see(l, first, stop, head, head); now.count; before = now, now = next) {
+        const ptrdiff_t cells = now.end - now.cell, step_h = now.direct ? l->step_h : padded;
+        const ptrdiff_t origin = now.direct ? now.origin : 0, ahead = now.direct ? l->ahead : 0;
+        fc_coming coming = {0};
+        next = now.end < width + head ? fc_see(l, now.first, stop, now.end, head) :
+                                        fc_see(l, now.first + now.count, stop, head, head);
+        if (!now.direct) {
+            /* what comes next is asked for with each tile, or with each row where the result stays in the caches */
+            const ptrdiff_t tiles = now.count * ((l->ow + line - 1) / line) * (cells / line);
+            if (l->ahead && next.count && !next.direct)
+                coming = fc_comes(l, &next, l->lines ? tiles : (now.c1 - now.c0) * (now.bottom - now.top + 1));
+            for (ptrdiff_t c = now.c0; c < now.c1; c++) {
+                const FC_T *const image = (const FC_T *)l->x + now.origin + (c < l->c ? c : c - l->c) * l->step_c;
+                FC_T *const row = rows + (c - now.c0) * l->height * padded;
+                for (ptrdiff_t r = now.top; r <= now.bottom; r++) {
+                    FC_ELEMENT(pad_row)(l, row + (r - now.top) * padded,
+                                        r < 0 || r >= l->h ? NULL : image + (r - now.top) * l->step_h, pad, 1);
+                    if (!l->lines)
+                        fc_ask_for_coming(&coming, 2);
+                }
             }
-            for (ptrdiff_t c = 0; c < channels; c++)
-                for (ptrdiff_t i = 0; i < l->kh; i++)
-                    for (ptrdiff_t j = 0; j < l->kw; j++)
-                        *at++ = see + c * step_c + i * l->dh * step_h + offset[j];
-            for (ptrdiff_t i = 0; i < count; i++) {
-                FC_T *const to = out + (first + i) * l->ow * width + c0 * taps;
-                const ptrdiff_t seen = i * l->sh * step_h;
-                if (!l->bypass) {
-                    FC_ELEMENT(transpose)(to, width, from, seen, cells, l->ow, ahead, 0);
-                } else if (width * size % FC_LINE == 0) { /* rows begin at the same place in a line: whole ones at once */
-                    const ptrdiff_t head = fc_min((ptrdiff_t)(-(uintptr_t)to % FC_LINE) / size, cells);
-                    const ptrdiff_t lines = (cells - head) * size / FC_LINE * FC_LINE / size, rest = head + lines;
-                    FC_ELEMENT(transpose)(to, width, from, seen, head, l->ow, ahead, 0);
-                    FC_ELEMENT(transpose)(to + head, width, from + head, seen, lines, l->ow, ahead, 1);
-                    FC_ELEMENT(transpose)(to + rest, width, from + rest, seen, cells - rest, l->ow, ahead, 0);
-                } else {
-                    const ptrdiff_t pitch = cells == width ? width : cells + FC_LINE / size;
-                    for (ptrdiff_t p = 0; p < l->ow; p += FC_STAGED) {
-                        const ptrdiff_t places = fc_min(l->ow - p, FC_STAGED);
-                        FC_ELEMENT(transpose)((FC_T *)staged, pitch, from, seen + p, cells, places, ahead, 0);
-                        if (cells == width)
-                            fc_stream((char *)(to + p * width), staged, places * width * size);
+        }
+        if (!before.count || now.direct != before.direct || now.cell != before.cell) {
+            const FC_T **at = from, *see = now.direct ? (const FC_T *)l->x + now.c0 * l->step_c : rows;
+            ptrdiff_t i = now.cell % taps / l->kw, j = now.cell % l->kw;
+            for (ptrdiff_t c = now.c0; c < now.c1; c++, see += now.direct ? l->step_c : l->height * padded) {
+                if (c == l->c) /* the first ones of the next row of the matrix: those of this one, one window further */
+                    see += 1 - (now.direct ? l->c * l->step_c : 0);
+                for (; i < l->kh; i++, j = 0)
+                    for (const FC_T *const row = see + i * l->dh * step_h; j < l->kw; j++)
+                        *at++ = row + offset[j];
+                i = 0;
+            }
+        }
+        for (ptrdiff_t i = 0; i < now.count; i++) {
+            FC_T *const to = out + (now.first + i) * l->ow * width + now.cell;
+            const ptrdiff_t seen = origin + i * l->sh * step_h;
+            if (!l->bypass) {
+                FC_ELEMENT(transpose)(to, width, from, seen, cells, l->ow, ahead, 0);
+            } else if (l->lines) {
+                const ptrdiff_t shared = now.end > width ? line : 0, whole = cells - shared, last = (l->ow - 1) * width;
+                FC_ELEMENT(turn_lines)(l, to, from, seen, whole, l->ow, ahead, &coming);
+                if (shared) { /* the line between two rows of the matrix */
+                    FC_ELEMENT(turn_lines)(l, to + whole, from + whole, seen, line, l->ow - 1, ahead, &coming);
+                    for (ptrdiff_t k = whole; k < cells; k++)
+                        if (k < cells - head)
+                            to[last + k] = from[k][seen + l->ow - 1];
                         else
-                            for (ptrdiff_t k = 0; k < places; k++)
-                                fc_stream((char *)(to + (p + k) * width), staged + k * pitch * size, cells * size);
-                    }
+                            to[k - width] = from[k][seen - 1];
+                }
+            } else {
+                const ptrdiff_t pitch = cells == width ? width : cells + FC_LINE / size;
+                for (ptrdiff_t p = 0; p < l->ow; p += FC_STAGED) {
+                    const ptrdiff_t places = fc_min(l->ow - p, FC_STAGED);
+                    FC_ELEMENT(transpose)((FC_T *)staged, pitch, from, seen + p, cells, places, ahead, 0);
+                    if (cells == width)
+                        fc_stream((char *)(to + p * width), staged, places * width * size);
+                    else
+                        for (ptrdiff_t k = 0; k < places; k++)
+                            fc_stream((char *)(to + (p + k) * width), staged + k * pitch * size, cells * size);
                 }
             }
         }
@@ -288,6 +314,7 @@ static void FC_ELEMENT(im2col_cs231n)(const fc_lowering *l, FC_T pad, FC_T *out,
     const ptrdiff_t height = (l->oh - 1) * l->sh + (l->kh - 1) * l->dh + 1;
     const FC_T **const from = (const FC_T **)scratch;
     FC_T *const rows = (FC_T *)(from + l->images), *const turned = rows + l->images * padded;
+    FC_ELEMENT(fill)(rows, pad, l->images * padded);
     for (; first < stop; first++) {
         const ptrdiff_t c = first / height, v = first % height, r = v - l->top;
         for (ptrdiff_t n0 = 0; n0 < l->n; n0 += l->images) {
@@ -301,8 +328,7 @@ static void FC_ELEMENT(im2col_cs231n)(const fc_lowering *l, FC_T pad, FC_T *out,
                     for (ptrdiff_t n = 0; n < images; n++) {
                         const FC_T *row = (const FC_T *)l->x + (n0 + n) * l->step_n + c * l->step_c + r * l->step_h;
                         from[n] = rows + n * padded;
-                        FC_ELEMENT(pad_row)(l, rows + n * padded, r < 0 || r >= l->h ? NULL : row,
-                                            l->stop - (row - (const FC_T *)l->x), pad);
+                        FC_ELEMENT(pad_row)(l, rows + n * padded, r < 0 || r >= l->h ? NULL : row, pad, 0);
                     }
                     FC_ELEMENT(transpose)(turned, images, from, 0, images, padded, 0, 0);
                     ready = 1;

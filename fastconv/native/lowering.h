@@ -37,6 +37,8 @@ typedef struct {
     int apart;                           /* windows lie side by side: col2im, "rows" (fc_join_columns); im2col, "columns" */
     int streams;                         /* im2col, "columns": all taps of a plane at a time, by a sink each */
     ptrdiff_t channels, images;          /* that are turned at a time: "rows", "cs231n" */
+    ptrdiff_t cells;                     /* taps of these channels that are: im2col, "rows" */
+    int lines;                           /* in whole lines past the caches, a number of which each row of the matrix is */
     ptrdiff_t height, laid;              /* rows of the image that are seen then, and bytes of what is laid out: "rows" */
     ptrdiff_t residues, line;            /* of padded rows modulo the stride: those that taps look at, and their length */
     /* col2im of "rows": windows of a row and zeros that are turned, so many at a time; elements before window 0 and after the
@@ -71,8 +73,111 @@ FC_INLINE void fc_copy(char *to, const char *from, ptrdiff_t bytes, ptrdiff_t ro
         fc_store_bytes(to + i, fc_load_bytes(from + i));
 }
 
+/* Copy `bytes` and touch nothing else, in vectors if they are not less than 16. */
+FC_INLINE void fc_copy_within(char *to, const char *from, ptrdiff_t bytes)
+{
+    ptrdiff_t i = 0;
+    if (bytes >= FC_VECTOR_BYTES) {
+        for (; i < bytes - FC_VECTOR_BYTES; i += FC_VECTOR_BYTES)
+            fc_store_bytes(to + i, fc_load_bytes(from + i));
+        fc_store_bytes(to + bytes - FC_VECTOR_BYTES, fc_load_bytes(from + bytes - FC_VECTOR_BYTES));
+    } else if (bytes >= 16) {
+        for (; i < bytes - 16; i += 16)
+            memcpy(to + i, from + i, 16);
+        memcpy(to + bytes - 16, from + bytes - 16, 16);
+    } else {
+        memcpy(to, from, (size_t)bytes);
+    }
+}
+
 /* Where the next cache line begins. */
 FC_INLINE void *fc_line_from(void *at) { return (char *)at + (-(uintptr_t)at & (FC_LINE - 1)); }
+
+/* Elements of padding before a row of the image, of those of residue e modulo the stride. */
+FC_INLINE ptrdiff_t fc_padding(const fc_lowering *l, ptrdiff_t e)
+{
+    return l->left > e ? (l->left - e + l->sw - 1) / l->sw : 0;
+}
+
+/* im2col, "rows": what some taps see in some rows of windows of an image. */
+typedef struct {
+    ptrdiff_t first, count;        /* rows of windows, of those of all images; none where nothing is left */
+    ptrdiff_t cell, end, c0, c1;   /* taps, and channels that they look at. Behind the last ones come the first ones again */
+    ptrdiff_t top, bottom, origin; /* rows of the image, and where the first of them lies, of the first channel of all */
+    int direct;                    /* the image will do as it is */
+} fc_seen;
+
+static fc_seen fc_see(const fc_lowering *l, ptrdiff_t first, ptrdiff_t stop, ptrdiff_t cell, ptrdiff_t head)
+{
+    const ptrdiff_t n = first / l->oh, y = first % l->oh, below = (l->kh - 1) * l->dh, taps = l->kh * l->kw;
+    fc_seen s = {0};
+    if (first >= stop)
+        return s;
+    s.first = first;
+    s.count = fc_min(fc_min((l->height - 1 - below) / l->sh + 1, l->oh - y), stop - first);
+    s.cell = cell;
+    s.end = fc_min(cell + l->cells, l->c * taps + head);
+    s.c0 = cell / taps;
+    s.c1 = (s.end + taps - 1) / taps;
+    s.top = y * l->sh - l->top;
+    s.bottom = s.top + (s.count - 1) * l->sh + below;
+    s.origin = n * l->step_n + s.top * l->step_h;
+    s.direct = l->sw == 1 && l->left == 0 && l->ow + (l->kw - 1) * l->dw <= l->w && s.top >= 0 && s.bottom < l->h;
+    return s;
+}
+
+/* Lines that will be read next, in `rows` rows of each of `planes` planes, and how many of them to ask for with each step of
+ * the work that goes before: all at once they would keep its own loads waiting. */
+typedef struct {
+    const char *at, *until;               /* in a row */
+    ptrdiff_t bytes, row, rows, step_row; /* bytes of a row, and from one to the next */
+    ptrdiff_t plane, planes, step_plane;
+    ptrdiff_t last, back;                 /* behind this plane it goes back by so much */
+    ptrdiff_t share;
+} fc_coming;
+
+FC_INLINE void fc_ask_for_coming(fc_coming *c, const int level)
+{
+    for (ptrdiff_t i = 0; i < c->share && c->plane < c->planes; i++) {
+        fc_ask_for(c->at, level);
+        if (FC_LIKELY((c->at += FC_LINE) < c->until))
+            continue;
+        c->until += c->step_row;
+        if (++c->row == c->rows) {
+            c->row = 0;
+            c->until += c->step_plane - c->rows * c->step_row;
+            if (c->plane++ == c->last)
+                c->until -= c->back;
+        }
+        c->at = c->until - c->bytes;
+    }
+}
+
+/* What lies where `s` looks at, in so many steps. */
+static fc_coming fc_comes(const fc_lowering *l, const fc_seen *s, ptrdiff_t steps)
+{
+    fc_coming c = {0};
+    const ptrdiff_t top = fc_max(s->top, 0), rows = fc_min(s->bottom, l->h - 1) - top + 1;
+    if (rows <= 0)
+        return c;
+    c.at = (const char *)l->x + (s->origin + s->c0 * l->step_c + (top - s->top) * l->step_h) * l->itemsize;
+    c.bytes = l->w * l->itemsize;
+    c.step_row = l->step_h * l->itemsize;
+    c.rows = rows;
+    if (l->step_h == l->w) {
+        c.bytes *= rows;
+        c.step_row *= rows;
+        c.rows = 1;
+    }
+    c.until = c.at + c.bytes;
+    c.planes = s->c1 - s->c0;
+    c.last = l->c - 1 - s->c0;
+    c.step_plane = l->step_c * l->itemsize;
+    c.back = l->c * c.step_plane;
+    steps = fc_max(steps, 1);
+    c.share = (c.planes * c.rows * (c.bytes / FC_LINE + 1) + steps - 1) / steps;
+    return c;
+}
 
 typedef uint8_t fc_element_8;
 typedef uint16_t fc_element_16;
@@ -145,6 +250,35 @@ static ptrdiff_t fc_block(ptrdiff_t bytes, ptrdiff_t channel, ptrdiff_t unit, pt
     return fc_min(fc_max(channels, 1), c);
 }
 
+/* How many channels so many taps, one behind the other, may look at. */
+static ptrdiff_t fc_channels_over(ptrdiff_t cells, ptrdiff_t taps) { return (cells + taps - 2) / taps + 1; }
+
+/* im2col, "rows", in whole lines, from rows of `row` bytes that are laid out: how many lines and how many rows of the matrix to
+ * turn at a time. What has to be laid out for them is partly what was laid out for those before, more rows or channels: as
+ * little as possible of it. Returns whether there are lines, and as many rows as they need do fit. */
+static int fc_plan_lines(fc_lowering *l, ptrdiff_t row, ptrdiff_t taps, ptrdiff_t line)
+{
+    enum { LAID_BYTES = 57344 };
+    const ptrdiff_t least = l->height, most = l->c * taps / line;
+    double cost = 0; /* rows laid out for each line of each row of windows */
+    if (!l->lines || fc_channels_over(line, taps) * (least * row + taps * 8) > LAID_BYTES)
+        return 0;
+    l->cells = 0;
+    for (ptrdiff_t count = 1, height = least; count <= l->oh; count++, height += l->sh) {
+        const ptrdiff_t channels = LAID_BYTES / (height * row + taps * 8);
+        const ptrdiff_t lines = fc_min((channels * taps - taps + 1) / line, most);
+        if (channels < 2 || lines < 1)
+            break;
+        const double laid = (double)(height * fc_channels_over(lines * line, taps)) / (double)(count * lines);
+        if (l->cells && laid >= cost)
+            continue;
+        cost = laid;
+        l->height = height;
+        l->cells = lines * line;
+    }
+    return l->cells > 0;
+}
+
 /* Fill in the plan of im2col into `out`, or with `back` of col2im. */
 static void fc_plan_lowering(fc_lowering *l, ptrdiff_t itemsize, int back, const void *out)
 {
@@ -190,7 +324,7 @@ static void fc_plan_lowering(fc_lowering *l, ptrdiff_t itemsize, int back, const
             l->sink = 0;
         }
     } else if (l->layout == FC_ROWS) {
-        const ptrdiff_t table = taps * 8;
+        const ptrdiff_t table = taps * 8, line = fc_max(FC_LINE / itemsize, 1);
         ptrdiff_t unit = 1; /* channels that are whole lines of the matrix */
         while (unit * taps * itemsize % FC_LINE)
             unit *= 2;
@@ -203,7 +337,7 @@ static void fc_plan_lowering(fc_lowering *l, ptrdiff_t itemsize, int back, const
             /* rows of whole vectors, an odd number of lines, so that those of a tile do not share cache sets */
             enum { TURNED_BACK_BYTES = 32768, IMAGE_BYTES = 1 << 18 };
             const ptrdiff_t wide = (l->w + l->sw - 1) / l->sw, low = ((l->kw - 1) * l->dw + l->sw - 1) / l->sw;
-            const ptrdiff_t high = (l->left + l->sw - 1) / l->sw, line = fc_max(FC_LINE / itemsize, 1);
+            const ptrdiff_t high = (l->left + l->sw - 1) / l->sw;
             l->side = lanes;
             while (l->side > 2 && l->side / 2 >= l->ow)
                 l->side /= 2;
@@ -220,23 +354,32 @@ static void fc_plan_lowering(fc_lowering *l, ptrdiff_t itemsize, int back, const
             l->bytes = tables + l->turned * 8 + 2 * FC_LINE + l->channels * (channel + taps * itemsize) +
                        (l->slack + lanes) * itemsize;
         } else {
+            l->lines = l->bypass && l->c * taps * itemsize % FC_LINE == 0 && (uintptr_t)out % (uintptr_t)itemsize == 0;
+            l->line = fc_round_up(l->line + 1, line);
             ptrdiff_t row = l->residues * l->line * itemsize;
             l->height = (l->kh - 1) * l->dh + 1; /* and more rows, if they fit */
             if (l->sw == 1 && !l->left && !l->top && (l->ow - 1) + (l->kw - 1) * l->dw < l->w &&
                 (l->oh - 1) * l->sh + l->height <= l->h) { /* none are laid out: the image will do as it is */
-                l->channels = fc_block(TURNED_BYTES / 2, l->kh * l->w * itemsize + table, unit, l->c);
+                l->channels = fc_block(l->lines ? NEAR_BYTES : TURNED_BYTES / 2, l->kh * l->w * itemsize + table, unit, l->c);
                 if (l->channels == l->c)
                     l->height += (l->oh - 1) * l->sh;
                 row = 0;
-            } else {
+            } else if (!fc_plan_lines(l, row, taps, line)) {
                 const ptrdiff_t spare = TURNED_BYTES / fc_min(unit, l->c) - table - l->height * row;
+                l->lines = 0;
                 l->height += fc_min(fc_max(spare, 0) / (row * l->sh), l->oh - 1) * l->sh;
                 l->channels = fc_block(TURNED_BYTES, l->height * row + table, unit, l->c);
             }
+            if (!l->lines || !row)
+                l->cells = l->channels * taps;
+            if (l->lines) {
+                l->cells = fc_max(l->cells / line, 1) * line;
+                l->channels = fc_channels_over(l->cells, taps);
+            }
             l->ahead = l->traffic < FC_PREFETCH_BYTES ? 0 : l->sh * l->step_h * itemsize;
-            l->laid = l->channels * l->height * row;
+            l->laid = row ? l->channels * l->height * row + fc_round_up(fc_padding(l, 0), line) * itemsize : 0;
             l->bytes = l->channels * table + l->kw * 8 + l->laid + 2 * FC_LINE;
-            if (l->bypass && l->c * taps * itemsize % FC_LINE)
+            if (l->bypass && !l->lines)
                 l->bytes += FC_STAGED * (l->channels * taps * itemsize + FC_LINE);
         }
     } else {

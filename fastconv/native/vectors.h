@@ -92,11 +92,12 @@ FC_INLINE ptrdiff_t fc_least(ptrdiff_t a, ptrdiff_t b) { return a < b ? a : b; }
                 }                                                                                                     \
         return;                                                                                                       \
     }                                                                                                                 \
-    if (rows >= fc_lanes_##name && columns >= fc_piece_##name) {                                                      \
+    if ((rows >= fc_lanes_##name && columns >= fc_piece_##name) ||                                                    \
+        (rows >= fc_piece_##name && columns >= fc_lanes_##name)) {                                                    \
         const ptrdiff_t side = fc_lanes_##name, piece = fc_piece_##name; /* blocks of rows need more stores */        \
-        const ptrdiff_t down = columns < side ? rows : rows - fc_least(side - piece, side / 2);                       \
+        const ptrdiff_t down = rows < side ? 0 : columns < side ? rows : rows - fc_least(side - piece, side / 2);     \
         ptrdiff_t j = 0, i = 0;                                                                                       \
-        if (columns >= side)                                                                                          \
+        if (columns >= side && down)                                                                                  \
             for (; columns - j > side - piece; j += side) {                                                           \
                 const ptrdiff_t c = fc_least(j, columns - side);                                                      \
                 for (i = 0; i < down; i += side) {                                                                    \
@@ -104,7 +105,7 @@ FC_INLINE ptrdiff_t fc_least(ptrdiff_t a, ptrdiff_t b) { return a < b ? a : b; }
                     fc_transpose_tile_##name(to + c * pitch_to + r, pitch_to, from + r, at + c, ahead);               \
                 }                                                                                                     \
             }                                                                                                         \
-        for (; j < columns; j += piece) {                                                                             \
+        for (; down && j < columns; j += piece) {                                                                     \
             const ptrdiff_t c = fc_least(j, columns - piece);                                                         \
             for (i = 0; i < down; i += side) {                                                                        \
                 const ptrdiff_t r = fc_least(i, rows - side);                                                         \
@@ -120,23 +121,19 @@ FC_INLINE ptrdiff_t fc_least(ptrdiff_t a, ptrdiff_t b) { return a < b ? a : b; }
         }                                                                                                             \
         return;                                                                                                       \
     }
-#define FC_TRANSPOSE_TO(name)                                                                                         \
+#define FC_TRANSPOSE_TO_PAST(name)                                                                                    \
     if (past && columns % fc_line_##name == 0 && rows >= fc_piece_##name) {                                           \
         for (ptrdiff_t j = 0; j < columns; j += fc_line_##name)                                                       \
             fc_transpose_lines_to_##name(to, at + j, from + j * pitch, pitch, rows, ahead);                           \
         return;                                                                                                       \
-    }                                                                                                                 \
-    if (least >= fc_lanes_##name) {                                                                                   \
-        const ptrdiff_t side = fc_lanes_##name;                                                                       \
-        for (ptrdiff_t j = 0; j < columns; j += side) {                                                               \
-            const ptrdiff_t c = j + side <= columns ? j : columns - side;                                             \
-            for (ptrdiff_t i = 0; i < rows; i += side) {                                                              \
-                const ptrdiff_t r = i + side <= rows ? i : rows - side;                                               \
-                fc_transpose_tile_to_##name(to + r, at + c, from + c * pitch + r, pitch, ahead);                      \
-            }                                                                                                         \
-        }                                                                                                             \
-        return;                                                                                                       \
     }
+#define FC_TRANSPOSE_TO(name)                                                                                         \
+    if (rows >= fc_piece_##name) /* the last, smallest strip lies over the one before */                              \
+        for (; columns - j >= fc_lanes_##name || (j && j < columns && fc_lanes_##name == (int)fc_piece_##name);       \
+             j += fc_lanes_##name) {                                                                                  \
+            j = fc_least(j, columns - fc_lanes_##name);                                                               \
+            fc_transpose_strip_to_##name(to, at + j, from + j * pitch, pitch, rows, ahead);                           \
+        }
 /* Every second element. The last vector ends with the last element that is read, and may do some a second time. */
 #define FC_EVERY_SECOND(name)                                                                                         \
     if (count > fc_lanes_##name) {                                                                                    \
@@ -200,6 +197,36 @@ FC_INLINE void fc_store_bytes(char *to, fc_bytes v) { *(fc_ubytes *)to = v; }
 typedef struct {
     uint64_t low, high;
 } fc_pair;
+
+/* transpose (elements.h) for elements that are pieces of 16 bytes themselves: each line of the result is made of four of them
+ * in one go, from lines that are used up by the next ones. */
+static void fc_transpose_pairs(fc_pair *to, ptrdiff_t pitch_to, const fc_pair *const *from, ptrdiff_t at, ptrdiff_t rows,
+                               ptrdiff_t columns, ptrdiff_t ahead, int past)
+{
+    for (ptrdiff_t part = 0; part < columns; part += 4)
+        for (ptrdiff_t i = 0; i < rows; i += 4) {
+            const ptrdiff_t some = fc_least(rows - i, 4);
+            for (ptrdiff_t k = i; ahead && k < i + some; k++)
+                fc_ask_for((const char *)(from[k] + at + part) + ahead, 2);
+            for (ptrdiff_t j = part; j < columns && j < part + 4; j++) {
+                fc_pair *const line = to + j * pitch_to + i;
+#if defined(__AVX512F__)
+                if (past) {
+                    FC_STREAM_VECTOR(line, fc_four_pieces(from[i] + at + j, from[i + 1] + at + j, from[i + 2] + at + j,
+                                                          from[i + 3] + at + j));
+                    continue;
+                }
+#elif defined(__SSE2__)
+                for (ptrdiff_t k = 0; past && k < 4; k++)
+                    _mm_stream_si128((__m128i *)(line + k), _mm_loadu_si128((const __m128i *)(from[i + k] + at + j)));
+                if (past)
+                    continue;
+#endif
+                for (ptrdiff_t k = 0; k < some; k++)
+                    line[k] = from[i + k][at + j];
+            }
+        }
+}
 
 #define FC_T uint8_t
 #define FC_ELEMENT(name) fc_##name##_8
