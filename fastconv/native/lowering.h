@@ -17,7 +17,7 @@
 #ifndef FASTCONV_LOWERING_H
 #define FASTCONV_LOWERING_H
 
-#include "vectors.h"
+#include "ahead.h"
 
 enum { FC_COLUMNS, FC_ROWS, FC_CS231N }; /* layouts */
 enum {
@@ -124,33 +124,6 @@ static fc_seen fc_see(const fc_lowering *l, ptrdiff_t first, ptrdiff_t stop, ptr
     s.origin = n * l->step_n + s.top * l->step_h;
     s.direct = l->sw == 1 && l->left == 0 && l->ow + (l->kw - 1) * l->dw <= l->w && s.top >= 0 && s.bottom < l->h;
     return s;
-}
-
-/* Lines that will be read next, in `rows` rows of each of `planes` planes, and how many of them to ask for with each step of
- * the work that goes before: all at once they would keep its own loads waiting. */
-typedef struct {
-    const char *at, *until;               /* in a row */
-    ptrdiff_t bytes, row, rows, step_row; /* bytes of a row, and from one to the next */
-    ptrdiff_t plane, planes, step_plane;
-    ptrdiff_t last, back;                 /* behind this plane it goes back by so much */
-    ptrdiff_t share;
-} fc_coming;
-
-FC_INLINE void fc_ask_for_coming(fc_coming *c, const int level)
-{
-    for (ptrdiff_t i = 0; i < c->share && c->plane < c->planes; i++) {
-        fc_ask_for(c->at, level);
-        if (FC_LIKELY((c->at += FC_LINE) < c->until))
-            continue;
-        c->until += c->step_row;
-        if (++c->row == c->rows) {
-            c->row = 0;
-            c->until += c->step_plane - c->rows * c->step_row;
-            if (c->plane++ == c->last)
-                c->until -= c->back;
-        }
-        c->at = c->until - c->bytes;
-    }
 }
 
 /* What lies where `s` looks at, in so many steps. */

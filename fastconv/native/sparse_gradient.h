@@ -15,7 +15,7 @@
 #ifndef FASTCONV_SPARSE_GRADIENT_H
 #define FASTCONV_SPARSE_GRADIENT_H
 
-#include "vectors.h"
+#include "ahead.h"
 
 enum {
     FC_SPARSE_ROWS = 5,    /* of taps, at a time */
@@ -31,39 +31,28 @@ typedef struct {
     ptrdiff_t pitch;            /* of a filter: row by row its weights, and then what is added up, with zeros behind the taps */
 } fc_sparse;
 
-/* The lines of `bytes` in each filter's plane, `step` apart, that will be looked through next: some are asked for with each
- * position, so that memory and arithmetic take turns nowhere. */
-typedef struct {
-    const char *at, *stop;
-    ptrdiff_t bytes, step, each;
-} fc_coming;
-
-FC_INLINE void fc_ask_for_coming(fc_coming *c)
-{
-    for (ptrdiff_t i = 0; i < c->each; i++) {
-        fc_ask_for(c->at, 2);
-        c->at += FC_LINE;
-        if (FC_UNLIKELY(c->at >= c->stop)) {
-            c->stop += c->step;
-            c->at = c->stop - c->bytes;
-        }
-    }
-}
-
 /* Rows of positions of about so many cells. */
 static inline ptrdiff_t fc_sparse_rows(const fc_sparse *s, ptrdiff_t cells)
 {
     return s->width < cells ? cells / s->width : 1;
 }
 
-/* `cells` of each of `count` planes from `from` on, while as many are worked on. (Fewer may be left: what is asked for behind
- * them is no harm.) */
+/* `cells` of each of `count` planes from `from` on, some with each position of as many. */
 static inline fc_coming fc_sparse_coming(const fc_sparse *s, const void *from, ptrdiff_t cells, ptrdiff_t count,
                                          ptrdiff_t itemsize)
 {
     const ptrdiff_t bytes = cells * itemsize, lines = count * (bytes / FC_LINE + 1);
     const ptrdiff_t calls = cells * s->channels * ((s->rows + FC_SPARSE_ROWS - 1) / FC_SPARSE_ROWS);
-    return (fc_coming){from, (const char *)from + bytes, bytes, s->pixels * itemsize, lines / calls + 1};
+    fc_coming coming = {0};
+    coming.at = from;
+    coming.until = coming.at + bytes;
+    coming.bytes = bytes;
+    coming.rows = 1;
+    coming.planes = count;
+    coming.step_plane = s->pixels * itemsize;
+    coming.last = count;
+    coming.share = lines / calls + 1;
+    return coming;
 }
 
 #define FC_TEMPLATE "sparse_rows.h"

@@ -46,7 +46,7 @@ FC_INLINE void FC_NAME(sparse_positions)(const FC_T *dout, ptrdiff_t pixels, con
                 FC_NAME(store)(to, FC_NAME(load)(to) + one * patch[r]);
             }
         }
-        fc_ask_for_coming(coming);
+        fc_ask_for_coming(coming, 2);
         if (data) {
             FC_UNROLL
             for (int r = 0; r < rows; r++) {
