@@ -21,8 +21,10 @@
 #define NARROW (FC_LANES * 8 != FC_BYTES) /* indices are longer than elements */
 #if defined(__AVX512F__)
 #define COUNTED 0
+#define PERMUTES 1 /* lanes of a vector in any order */
 #else
 #define COUNTED 1
+#define PERMUTES 0
 #endif
 #define FC_AHEAD 8192 /* bytes of indices to prefetch ahead, and of the gradients that go with them */
 
@@ -604,18 +606,25 @@ THREE_PLANES(1)
  * time: with as many windows as cells a vector of them with each vector of sums (`flat`), otherwise row by row, with gaps. */
 
 /* The shifts of `LANES` windows whose own cells are `own`, and their gradients; with `some` only those of `there` are any. */
-FC_INLINE void FC_NAME(lay_out_shifts)(const int some, const int k, MASK there, IVEC own, IVEC width, const int64_t *indices,
-                                       const FC_T *dout, TAG *shifts, FC_T *gradients, FC_NAME(seen) *seen)
+FC_INLINE void FC_NAME(lay_out_windows)(const int some, const int k, MASK there, IVEC own, IVEC width, IVEC index, VEC gradient,
+                                TAG *shifts, FC_T *gradients, FC_NAME(seen) *seen)
 {
-    const IVEC index = FC_NAME(load_indices)(indices, &seen->bits), shift = FC_NAME(minus)(index, own);
+    const IVEC shift = FC_NAME(minus)(index, own);
     const IVEC chosen = k == 3 ? FC_NAME(plus)(shift, FC_NAME(plus)(width, FC_NAME(iall)(1))) : shift;
-    FC_NAME(store)(gradients, FC_NAME(load)(dout));
+    FC_NAME(store)(gradients, gradient);
     FC_NAME(store_tags)(shifts, some ? FC_NAME(ipick)(there, shift, FC_NAME(iall)(NO_SHIFT)) : shift);
     FC_NAME(look)(some, k, there, chosen, width, seen);
     if (some)
         FC_NAME(look_inside)(there, index, seen);
     else
         seen->index = FC_NAME(higher)(seen->index, index);
+}
+
+FC_INLINE void FC_NAME(lay_out_shifts)(const int some, const int k, MASK there, IVEC own, IVEC width, const int64_t *indices,
+                                       const FC_T *dout, TAG *shifts, FC_T *gradients, FC_NAME(seen) *seen)
+{
+    const IVEC index = FC_NAME(load_indices)(indices, &seen->bits);
+    FC_NAME(lay_out_windows)(some, k, there, own, width, index, FC_NAME(load)(dout), shifts, gradients, seen);
 }
 
 /* `count` windows, 0 < count <= LANES, near the end of the arrays, of which `readable` elements are there. */
@@ -699,6 +708,16 @@ FC_UNROLL
     for (ptrdiff_t i = 0; i < LANES; i++)
         lane[i] = (FC_INT)(i % cells);
     IVEC own = FC_NAME(iload)(lane); /* flat: of the windows that are laid out next */
+#if PERMUTES
+    /* not flat: so many rows of windows fit a vector, gaps and all; in lane i is window source[i], or a gap */
+    const ptrdiff_t together = flat ? 0 : LANES / w;
+    FC_INT source[FC_LANES], window[FC_LANES];
+    for (ptrdiff_t i = 0; together > 1 && i < LANES; i++) {
+        const ptrdiff_t q = i % w - before;
+        window[i] = i < together * w && q >= 0 && q < ow;
+        source[i] = window[i] ? (FC_INT)(i / w * ow + q) : 0;
+    }
+#endif
     ptrdiff_t laid = 0, row = 0;     /* cells so far; rows of a plane, if they are not flat */
     for (ptrdiff_t start = 0; start < all; start += chunk) {
         const ptrdiff_t stop = start + chunk < all ? start + chunk : all, count = stop - start;
@@ -725,6 +744,22 @@ FC_UNROLL
             TAG *const at = shifts + laid - start;
             FC_T *const at_gradients = gradients + laid - start;
             const ptrdiff_t windows = row >= before && row < before + oh ? ow : 0;
+#if PERMUTES
+            if (together > 1 && row >= before && row + together <= before + oh && readable >= LANES) {
+                const IVEC from = FC_NAME(iload)(source), index = FC_NAME(load_indices)(indices, &seen.bits);
+                FC_NAME(lay_out_windows)(1, k, FC_NAME(same)(FC_NAME(iload)(window), FC_NAME(iall)(1)),
+                                 FC_NAME(count)() + (FC_INT)(row * w), width, (IVEC)FC_MM(permutexvar)((__m512i)from, (VEC)index),
+                                 FC_MM(permutexvar)((__m512i)from, FC_NAME(load)(dout)), at, at_gradients, &seen);
+                if (streams)
+                    FC_NAME(fetch)(FC_LANES, &next, &next_gradients);
+                indices += together * ow;
+                dout += together * ow;
+                readable -= together * ow;
+                row = row + together < h ? row + together : 0;
+                laid += together * w;
+                continue;
+            }
+#endif
             for (ptrdiff_t i = 0; i < before; i++)
                 at[i] = NO_SHIFT;
             own = FC_NAME(count)() + (FC_INT)(row * w + before);
@@ -881,6 +916,7 @@ static int FC_NAME(max_gradient)(const fc_pooling *p, const fc_chosen *a, const 
 #undef NO_SHIFT
 #undef FC_AHEAD
 #undef COUNTED
+#undef PERMUTES
 #undef TIMES
 #undef NARROW
 #undef VEC
