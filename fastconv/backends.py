@@ -454,18 +454,13 @@ class CythonBackend(NumpyBackend):
         return bool(self._kernels().chosen_backward(dout, indices, y, x, geometry, dw, db, memory.scratch, threads))
 
     def sparse_backward_unsupported(self, geometry: Conv2dGeometry, dtype: np.dtype) -> str | None:
-        if geometry.groups > 1 or geometry.stride[1] > 1 or geometry.dilation[1] > 1:
-            return "the kernel is for one group and columns without strides and dilation"
-        if dtype not in KERNEL_DTYPES:
-            return self.direct_unsupported("backward_weight", geometry, dtype)
+        if (why_not := self.pooled_backward_unsupported(geometry, dtype)) is not None:  # the cells come from elsewhere
+            return why_not
+        if geometry.stride[1] > 1:
+            return "the kernel is for columns without strides"
         lanes = self._kernels().shortest_lanes(geometry.kernel[1], dtype.itemsize)
-        if not lanes:
-            return f"a row of {geometry.kernel[1]} taps is longer than a vector"
-        rows = geometry.channels * geometry.kernel[0]
-        if 2 * geometry.out_channels * rows * lanes * dtype.itemsize > _SPARSE_FILTER_BYTES:
+        if 2 * math.prod(geometry.weight_shape[:3]) * lanes * dtype.itemsize > _SPARSE_FILTER_BYTES:
             return "the filters and their gradients do not stay in a core's cache"
-        if geometry.channels * math.prod(geometry.padded_size) * dtype.itemsize > _POOLED_IMAGE_BYTES:
-            return "an image is too large for each thread to have a padded copy in its cache"
         return None
 
     def sparse_backward(self, dout: Array, x: Array, weight: Array, geometry: Conv2dGeometry, dx: Array | None, dw: Array,

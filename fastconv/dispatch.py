@@ -440,8 +440,8 @@ def pooled_backward(geometry: Conv2dGeometry, chosen: int, dtype: np.dtype) -> B
 
 
 # What the gradients cost that are made of what is not zero in dout (native/sparse_gradient.h), in cycles of a Zen 4: to look
-# at a cell; to go on to the next position, once for some rows of taps, without and with the image's gradient; what a cell that
-# is not zero costs for a row of taps, by its bytes, without and with the image's gradient. An FMA of the others costs one.
+# at a cell; to go on to the next position, once for FC_SPARSE_ROWS of taps, without and with the image's gradient; what a cell
+# that is not zero costs for a row of taps, by its bytes, without and with it. An FMA of the others costs one.
 _SPARSE_CELL, _SPARSE_POSITION, _SPARSE_ROWS = 1.0, (25.0, 40.0), 5
 _SPARSE_ROW, _SPARSE_LONG_ROW = (1.3, 1.2), (1.9, 3.0)
 #: Threads share images.
@@ -472,7 +472,7 @@ def sparse_backward(geometry: Conv2dGeometry, dtype: np.dtype, data: bool) -> tu
     if (geometry.batch < _SPARSE_IMAGES or _options.current().workspace_limit is not None
             or able.sparse_backward_unsupported(geometry, dtype) is not None):
         return None
-    operations = OPERATIONS[1:] if data else OPERATIONS[2:]
+    operations = ("backward_data", "backward_weight") if data else ("backward_weight",)
     others = {operation: plan(operation, geometry, dtype, "auto").algorithm for operation in operations}
     limit = sparse_limit(geometry, dtype.itemsize, **others)
     return (able, limit) if limit > 0 else None

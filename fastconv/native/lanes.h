@@ -101,7 +101,7 @@ FC_INLINE void FC_NAME(stream)(FC_T *to, VEC v)
 #define PAIRS(op, a, b) (VEC)FC_PASTE(FC_PREFIX, op, _pd)((PAIR_VEC)(a), (PAIR_VEC)(b))
 
 /* The prefetches go with the loads: each row's address is needed for a moment only. */
-FC_INLINE void FC_NAME(load_tile)(const FC_T *const *from, ptrdiff_t at, ptrdiff_t ahead, const int level, VEC *row)
+FC_INLINE void FC_NAME(load_tile)(const FC_T *const *from, ptrdiff_t at, ptrdiff_t ahead, VEC *row)
 {
 FC_UNROLL
     for (int i = 0; i < PIECE; i++) {
@@ -111,7 +111,7 @@ FC_UNROLL
 FC_UNROLL
         for (int j = i; j < FC_LANES; j += PIECE)
             if (ahead)
-                fc_ask_for((const char *)(from[j] + at) + ahead, level);
+                fc_ask_for((const char *)(from[j] + at) + ahead, 2);
     }
 }
 FC_INLINE void FC_NAME(turn_blocks)(VEC *row)
@@ -141,13 +141,13 @@ FC_UNROLL
 #define PIECES(row, at) FC_NAME(load)((row)[0] + (at))
 #define PIECES_APART(at, step) FC_NAME(load)(at)
 #define STORE_PIECES(at, step, v) FC_NAME(store)(at, v)
-FC_INLINE void FC_NAME(load_tile)(const FC_T *const *from, ptrdiff_t at, ptrdiff_t ahead, const int level, VEC *row)
+FC_INLINE void FC_NAME(load_tile)(const FC_T *const *from, ptrdiff_t at, ptrdiff_t ahead, VEC *row)
 {
 FC_UNROLL
     for (int i = 0; i < FC_LANES; i++) {
         row[i] = FC_NAME(load)(from[i] + at);
         if (ahead)
-            fc_ask_for((const char *)(from[i] + at) + ahead, level);
+            fc_ask_for((const char *)(from[i] + at) + ahead, 2);
     }
 }
 /* One round puts row i + LANES/2 between the elements of row i: the numbers of the elements turn by one bit, and after all of
@@ -175,7 +175,7 @@ FC_INLINE void FC_NAME(turn_blocks)(VEC *row) { FC_NAME(turn)(row); }
 FC_INLINE void FC_NAME(transpose_tile)(FC_T *to, ptrdiff_t pitch_to, const FC_T *const *from, ptrdiff_t at, ptrdiff_t ahead)
 {
     VEC row[FC_LANES];
-    FC_NAME(load_tile)(from, at, ahead, 2, row);
+    FC_NAME(load_tile)(from, at, ahead, row);
     FC_NAME(turn)(row);
 FC_UNROLL
     for (int i = 0; i < FC_LANES; i++)

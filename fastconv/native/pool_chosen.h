@@ -607,7 +607,7 @@ THREE_PLANES(1)
 
 /* The shifts of `LANES` windows whose own cells are `own`, and their gradients; with `some` only those of `there` are any. */
 FC_INLINE void FC_NAME(lay_out_windows)(const int some, const int k, MASK there, IVEC own, IVEC width, IVEC index, VEC gradient,
-                                TAG *shifts, FC_T *gradients, FC_NAME(seen) *seen)
+                                        TAG *shifts, FC_T *gradients, FC_NAME(seen) *seen)
 {
     const IVEC shift = FC_NAME(minus)(index, own);
     const IVEC chosen = k == 3 ? FC_NAME(plus)(shift, FC_NAME(plus)(width, FC_NAME(iall)(1))) : shift;
@@ -748,8 +748,9 @@ FC_UNROLL
             if (together > 1 && row >= before && row + together <= before + oh && readable >= LANES) {
                 const IVEC from = FC_NAME(iload)(source), index = FC_NAME(load_indices)(indices, &seen.bits);
                 FC_NAME(lay_out_windows)(1, k, FC_NAME(same)(FC_NAME(iload)(window), FC_NAME(iall)(1)),
-                                 FC_NAME(count)() + (FC_INT)(row * w), width, (IVEC)FC_MM(permutexvar)((__m512i)from, (VEC)index),
-                                 FC_MM(permutexvar)((__m512i)from, FC_NAME(load)(dout)), at, at_gradients, &seen);
+                                         FC_NAME(count)() + (FC_INT)(row * w), width,
+                                         (IVEC)FC_MM(permutexvar)((__m512i)from, (VEC)index),
+                                         FC_MM(permutexvar)((__m512i)from, FC_NAME(load)(dout)), at, at_gradients, &seen);
                 if (streams)
                     FC_NAME(fetch)(FC_LANES, &next, &next_gradients);
                 indices += together * ow;

@@ -66,7 +66,7 @@ static inline fc_coming fc_sparse_coming(const fc_sparse *s, const void *from, p
     if (s->lanes == fc_lanes_##name)                                                                                  \
         fc_sparse_##name(s, dout + k * s->pixels + y * s->width, bits + (y - top) * s->width, x + y * s->step,        \
                          dx == NULL ? NULL : dx + y * s->step, filters + k * s->pitch, line, &coming);
-#define FC_SPARSE(type, TYPE, T, U, longest, middle, shortest)                                                              \
+#define FC_SPARSE(type, TYPE, T, U, longest, middle, shortest)                                                        \
     /* which filters have something to add, of `count` at most as many as U has bits */                              \
     static inline void fc_sparse_bits_##type(U *bits, const T *dout, ptrdiff_t pixels, ptrdiff_t count,               \
                                              ptrdiff_t cells, double *bias)                                           \
